@@ -1,4 +1,4 @@
-"""Apertus: a Llama with norms of each head, and xIELU in place of a gate."""
+"""Apertus: a Llama with a query and key norm per head, and xIELU instead of a gated MLP."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -48,7 +48,7 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 def _gguf_bends(file: GGUFFile, config: ModelConfig) -> dict[str, StoredTensor]:
-    """The weights of the activation, which are metadata there."""
+    """The weights of the activation function, which GGUF files store as metadata."""
     out: dict[str, StoredTensor] = {}
     for end in ("p", "n"):
         values = file.metadata.get(f"xielu.alpha_{end}")

@@ -1,4 +1,4 @@
-"""BitNet b1.58: a Llama with squared ReLU that normalises before each last projection; its weights are ternary."""
+"""BitNet b1.58: a Llama with ternary weights and squared ReLU; a norm precedes each output projection."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def _config(raw: Keys) -> ModelConfig:
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
-    """llama.cpp's BitNet is the first one, which was made with SiLU."""
+    """llama.cpp's BitNet architecture is the first BitNet, which uses SiLU."""
     return {"hidden_act": "silu"}
 
 

@@ -1,4 +1,4 @@
-"""BLOOM: positions by ALiBi, normalised embeddings, q, k and v of a head in one matrix."""
+"""BLOOM: ALiBi positions, normalised embeddings, q, k and v fused head by head in one matrix."""
 
 from typing import Any
 

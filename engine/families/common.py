@@ -1,6 +1,6 @@
 """Keys of a config.json that most families share, read into a `ModelConfig`.
 
-Keys that may be absent take the default of the Hugging Face class of that model_type (transformers 5.23).
+Absent optional keys take the default of the Hugging Face class for that model_type (transformers 5.23).
 """
 
 import math
@@ -65,7 +65,7 @@ def common_config(raw: Keys, *, head_dim: int | None = None, theta: float = 1e4,
 
 
 def text_section(raw: Keys) -> Keys:
-    """The config of the text model inside a larger one, with what only the outer one states; else the config itself."""
+    """The config of the text model inside a multimodal one, completed from the outer config; else the config itself."""
     text = raw.section("text_config")
     if text is None:
         return raw
@@ -75,7 +75,7 @@ def text_section(raw: Keys) -> Keys:
 
 
 def n_layers_of(raw: Keys) -> int:
-    """Checked before anything is made for each layer."""
+    """The number of layers, checked before anything is built per layer."""
     n = raw.count("num_hidden_layers")
     if n > MAX_LAYERS:
         raise ConfigError(f"{raw.where}: num_hidden_layers is {n}; at most {MAX_LAYERS} are supported")
@@ -83,7 +83,7 @@ def n_layers_of(raw: Keys) -> int:
 
 
 def partial_rope(raw: Keys, head_dim: int, *, theta: float = 1e4, share: float = 1.0) -> dict[str, Any]:
-    """The fields of heads of which only the first ``share`` turns, which ``partial_rotary_factor`` may state."""
+    """The fields for partly rotated heads: the first ``share`` of each head, or ``partial_rotary_factor`` if stated."""
     parameters = raw.section("rope_parameters") or raw
     share = parameters.positive("partial_rotary_factor", raw.positive("partial_rotary_factor", share))
     rotary_dim = int(head_dim * share)
@@ -93,7 +93,7 @@ def partial_rope(raw: Keys, head_dim: int, *, theta: float = 1e4, share: float =
 def rope_fields(rope: RopeKeys) -> dict[str, Any]:
     """The fields of a ModelConfig that a base and a scaling set."""
     fields: dict[str, Any] = {"rope_theta": rope.theta, "rope_scaling": rope.scaling}
-    if isinstance(scaling := rope.scaling, DynamicRopeScaling):  # its configs state the context before it
+    if isinstance(scaling := rope.scaling, DynamicRopeScaling):  # its configs state the context before stretching
         fields["max_positions"] = int(scaling.factor * scaling.original_max_positions)
     return fields
 
@@ -119,7 +119,7 @@ def activation_of(raw: Keys, key: str) -> Activation:
 
 
 def window_fields(raw: Keys, kinds: Sequence[object] | None) -> dict[str, Any]:
-    """The window's fields from ``sliding_window`` and the layers' kinds; no kinds: every layer slides."""
+    """The window's fields from ``sliding_window`` and the layers' kinds; without kinds, every layer has the window."""
     if raw.get("sliding_window") is None:
         return {}
     if kinds is None:

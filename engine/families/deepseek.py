@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and V3, GLM-4.7-Flash: latent attention, experts in groups, heads rotated in pairs side by side."""
+"""DeepSeek-V2 and V3, GLM-4.7-Flash: latent attention, experts in groups, rotation of adjacent pairs."""
 
 import math
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ _FLASH = {
 
 
 def _flash_config(raw: Keys) -> ModelConfig:
-    """GLM-4.7-Flash: DeepSeek-V3 whose layers say themselves whether they have experts."""
+    """GLM-4.7-Flash: DeepSeek-V3 with a config that lists which layers have experts."""
     raw = raw.with_defaults(_FLASH | {"first_k_dense_replace": 1})
     kinds = raw.items("mlp_layer_types", n=n_layers_of(raw))
     own = {"expert_layers": tuple(kind == "sparse" for kind in kinds)} if kinds is not None else {}
@@ -51,7 +51,7 @@ def _flash_config(raw: Keys) -> ModelConfig:
 
 
 def experts_of_v3(raw: Keys) -> dict[str, Any]:
-    """The fields of experts chosen by the sigmoid of their scores, with a bias for the choice alone."""
+    """The fields for experts chosen by sigmoid scores, with a bias that affects only the choice."""
     inner = raw.count("moe_intermediate_size")
     experts = ExpertsConfig(
         n_experts=raw.count("n_routed_experts"),
@@ -119,7 +119,7 @@ def _v2_experts(raw: Keys) -> dict[str, Any]:
 
 
 def _layers_with(experts: ExpertsConfig, raw: Keys, *, n_dense: int) -> dict[str, Any]:
-    """Experts in every layer but the first ``n_dense``."""
+    """Flags per layer: experts in every layer except the first ``n_dense``."""
     return {"experts": experts, "expert_layers": tuple(i >= n_dense for i in range(n_layers_of(raw)))}
 
 
@@ -128,7 +128,7 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
 
 
 def _in_order(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
-    """Queries: the rotated rows at the end of every head; keys: the rotated rows after the compressed ones."""
+    """Reorder rotated rows: in queries those at the end of each head, in keys those after the compressed ones."""
     latent = config.latent
     assert latent is not None
     bias = tensor.dim() == 1
@@ -141,20 +141,20 @@ def _in_order(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         return tensor
     rest = heads.size(1) - latent.rope_dim
     if rest < 0:
-        return tensor  # its shape is refused where all shapes are checked
+        return tensor  # a wrong shape is refused later, with all shapes
     turned = half_split(heads[:, rest:], rotary_dim=latent.rope_dim)
     ordered = torch.cat((heads[:, :rest], turned), 1).reshape(matrix.shape)
     return ordered[:, 0] if bias else ordered
 
 
 def _by_sigmoid(file: GGUFFile) -> bool:
-    """Whether experts are scored so; llama.cpp knows the files of GLM-4.7-Flash that do not say it by their sizes."""
+    """Whether experts use sigmoid scores; like llama.cpp, recognises GLM-4.7-Flash files without this key by size."""
     stated, embedding = file.get("expert_gating_func"), file.tensors.get("token_embd.weight")
     flash = n_layers(file) in (47, 48) and embedding is not None and embedding.shape[0] == 154_880
     return stated == _SIGMOID or (flash and not stated)
 
 
-_SIGMOID = 2  # llama.cpp's number of that way to score experts
+_SIGMOID = 2  # llama.cpp's number for sigmoid scores
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
@@ -190,9 +190,9 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 def _adapted(config: ModelConfig) -> ModelConfig:
-    """llama.cpp ranks groups by their best two experts in DeepSeek-V2 too, which is made for the best one.
+    """llama.cpp ranks groups by their best two experts in DeepSeek-V2 too, although that model uses the best one.
 
-    And it has one eps for all norms.
+    It also has one eps for all norms.
     """
     assert config.latent is not None
     experts = replace(config.experts, group_best=2) if config.experts is not None else None

@@ -1,4 +1,4 @@
-"""ERNIE 4.5, with experts too, and Helium: Llamas whose heads turn in pairs side by side."""
+"""ERNIE 4.5 (also with experts) and Helium: Llamas that rotate adjacent pairs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +57,7 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
 
 
 def _choice_bias(name: str, stored: Stored) -> tuple[str, Stored]:
-    """What is added to the scores for the choice alone, which has a dimension more there."""
+    """The bias for the choice of experts, which has an extra dimension in these checkpoints."""
     if not name.endswith(f".moe_statics.{CHOICE_BIAS}"):
         return name, stored
     ours, shape = name.replace(".moe_statics.", ".gate."), (stored.shape[-1],)

@@ -1,4 +1,4 @@
-"""EXAONE 4: norms after attention and MLP alone; in the large one a window in most layers, positions only there."""
+"""EXAONE 4: norms only after attention and MLP; most layers of the 32B have a window, and only those use RoPE."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def _windows(raw: Keys) -> dict[str, Any]:
 
 
 def _kinds(raw: Keys) -> list[str]:
-    """Every fourth layer sees everything; or a pattern of letters, L for those with a window, the last one without."""
+    """Layer kinds: every fourth layer has full attention; or a pattern of letters (L: window), the last layer full."""
     pattern, n_layers = raw.get("sliding_window_pattern"), n_layers_of(raw)
     if isinstance(pattern, str) and pattern:
         local = [pattern[i % len(pattern)] == "L" and i < n_layers - 1 for i in range(n_layers)]
@@ -36,7 +36,7 @@ def _kinds(raw: Keys) -> list[str]:
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
-    """llama.cpp knows the 32B by its layers, and it alone has a window."""
+    """llama.cpp recognises the 32B by its number of layers; only the 32B has a window."""
     if file.get("block_count") != _LAYERS_OF_32B:
         return {"sliding_window": None}
     window = file.get("attention.sliding_window") or 4096

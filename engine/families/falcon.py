@@ -1,4 +1,4 @@
-"""Falcon: parallel layers through one norm or two, queries, keys and values in one matrix."""
+"""Falcon: parallel layers with one or two norms; queries, keys and values in one matrix."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def _config(raw: Keys) -> ModelConfig:
     n_kv = raw.count("num_kv_heads", heads) if grouped or not raw.flag("multi_query", True) else 1
     bias, parallel = raw.flag("bias", False), raw.flag("parallel_attn", True) or grouped
     norms = raw.optional_count("num_ln_in_parallel_attn") or (2 if grouped else 1)
-    # Scores are scaled with what ALiBi has added to them.
+    # Scores are scaled after ALiBi has been added.
     positions = {"positions": "alibi", "alibi_scale": (width // heads) ** -0.5} if raw.flag("alibi", False) else {}
     names = {
         "hidden_size": width,
@@ -56,12 +56,12 @@ _ENDS = {"word_embeddings": "model.embed_tokens", "ln_f": "model.norm"}
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
-    """The inner size that files state is always 4 times the width, whatever it is."""
+    """The stated inner size is always 4 times the width, even if the real one differs."""
     up, two = file.tensors.get("blk.0.ffn_up.weight"), "blk.0.attn_norm_2.weight" in file.tensors
     return {
         **layer_norm_keys(file),
         "num_kv_heads": file.get("attention.head_count_kv"),
-        "new_decoder_architecture": True,  # which says how many KV heads there are, and allows two norms
+        "new_decoder_architecture": True,  # this switch enables n_kv_heads and two norms
         "num_ln_in_parallel_attn": 2 if two else 1,
         "ffn_hidden_size": up.shape[0] if up is not None else None,
         "bias": has_qkv_bias(file),
@@ -69,7 +69,7 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 def _parts_of(config: ModelConfig) -> dict[str, str]:
-    """The first norm of two is the MLP's."""
+    """Tensor names: with two norms, the first one belongs to the MLP."""
     two = config.parallel_norms == 2
     return {"attn_norm": "post_attention_layernorm", "attn_norm_2": "input_layernorm"} if two else {}
 

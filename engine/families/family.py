@@ -1,4 +1,4 @@
-"""What one model_type does differently from a Llama: its config keys, its tensor names, its GGUF files."""
+"""The record of how one model_type differs from a Llama: config keys, tensor names, GGUF files."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def _unchanged(name: str, tensor: StoredTensor, config: ModelConfig) -> StoredTe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GGUFForm:
-    """How llama.cpp's conversion writes a family. Without changes: the keys and tensors that all files share."""
+    """How llama.cpp's conversion writes a family. The defaults are the keys and tensors that all files share."""
 
     architecture: str
     keys: Callable[[GGUFFile], dict[str, Any]] = _no_keys
@@ -61,8 +61,8 @@ class Family:
     """One model_type of a config.json.
 
     ``config`` raises ConfigError and UnsupportedArchitecture. ``tensors`` puts a checkpoint's tensors under the names
-    of `engine.model.shapes.parameter_shapes`, as views where possible, and keeps names that it does not know; None:
-    they have these names already. ``quantization``: quant_methods that ``tensors`` widens.
+    of `engine.model.shapes.parameter_shapes`, as views where possible, and keeps unknown names; None: the
+    names are these already. ``quantization``: the quant_methods that ``tensors`` dequantises.
     """
 
     config: Callable[[Keys], ModelConfig]

@@ -1,4 +1,4 @@
-"""Gemma: norm weights counted from 1, scaled embeddings; from Gemma 2 on windows and norms on both sides."""
+"""Gemma: norm weights stored minus 1, scaled embeddings; from Gemma 2 on, windows and norms before and after."""
 
 import math
 import re
@@ -48,7 +48,7 @@ def _gemma_config(raw: Keys) -> ModelConfig:
     raw = raw.with_defaults({"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True})
     if raw.get("use_bidirectional_attention"):
         raise UnsupportedArchitecture("config.json: use_bidirectional_attention is not supported")
-    # The releases write "gelu", and mean the approximation.
+    # The releases write "gelu" but use the tanh approximation.
     activation = raw.get("hidden_activation") or raw.get("hidden_act") or "gelu"
     tanh = {"hidden_act": "gelu_pytorch_tanh" if activation == "gelu" else activation}
     bias = raw.flag("attention_bias", False)
@@ -67,7 +67,7 @@ def _gemma2_config(raw: Keys) -> ModelConfig:
 
 
 def _gemma3_config(raw: Keys) -> ModelConfig:
-    inner = raw.section("text_config")  # the image models keep the decoder's keys in a section
+    inner = raw.section("text_config")  # multimodal configs have the decoder's keys in a section
     if inner is not None:
         outer = {key: raw.document[key] for key in ("eos_token_id", "bos_token_id") if raw.get(key) is not None}
         raw = Keys({**outer, **inner.document}, where=inner.where)
@@ -97,7 +97,7 @@ def _gemma3_rope(raw: Keys, head_dim: int) -> tuple[RopeKeys, float]:
 
 
 def _gemma_fields(raw: Keys, *, pattern: int) -> dict[str, Any]:
-    """What sets Gemma 2 and 3 apart; every ``pattern``-th layer sees everything, the others a window."""
+    """The fields specific to Gemma 2 and 3; every ``pattern``-th layer has full attention, the others a window."""
     if raw.get("use_bidirectional_attention"):
         raise UnsupportedArchitecture("config.json: use_bidirectional_attention is not supported")
     bias = raw.flag("attention_bias", False)
@@ -123,7 +123,7 @@ _TEXT_PART = re.compile(r"(model\.language_model\.(?:model\.)?|language_model\.m
 
 
 def _text_tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
-    """The decoder of an image model: the part that sees is left out."""
+    """The tensors of a multimodal model's decoder; those of the vision part are left out."""
     out: dict[str, Stored] = {}
     for name, tensor in tensors.items():
         if _IMAGE_PARTS.match(name):
@@ -140,7 +140,7 @@ _LARGEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, which scale
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     largest = file.get("block_count") == _LARGEST[file.architecture]
     second = file.architecture == "gemma2"
-    window = file.get("attention.sliding_window") or (4096 if second else None)  # as llama.cpp takes it to be
+    window = file.get("attention.sliding_window") or (4096 if second else None)  # llama.cpp's assumption
     return {
         "query_pre_attn_scalar": head_width(file) if largest else file.get("attention.key_length") or head_width(file),
         "sliding_window": window,

@@ -1,6 +1,6 @@
 """Models in GGUF files: their config and their tensors by our names.
 
-llama.cpp's conversion is undone where it changed values, as each family's `GGUFForm` says.
+Changes of values by llama.cpp's conversion are undone, as each family's `GGUFForm` specifies.
 """
 
 import re
@@ -28,7 +28,7 @@ _FORMS: dict[str, tuple[str, GGUFForm]] = {
     if family.gguf is not None
 }
 ARCHITECTURES = tuple(_FORMS)
-"""llama.cpp's names of those that the engine runs."""
+"""llama.cpp's names of the supported architectures."""
 
 
 def config_from_gguf(file: GGUFFile) -> ModelConfig:
@@ -42,7 +42,7 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     said = {"model_type": model_type} | shared_keys(file) | form.keys(file)
     config = config_from_hf({key: value for key, value in said.items() if value is not None or key in form.off})
     config = form.adapted(config)
-    if config.activation == "gelu":  # llama.cpp takes the approximation for the exact one too
+    if config.activation == "gelu":  # llama.cpp uses the approximation for exact GELU too
         config = replace(config, activation="gelu_tanh")
     if form.adds_norm_offset:
         config = replace(config, norm_offset=0.0)
@@ -60,9 +60,9 @@ def _end_ids(file: GGUFFile) -> list[int]:
 
 
 def _with_attention_factor(config: ModelConfig, file: GGUFFile) -> ModelConfig:
-    """What llama.cpp multiplies cos and sin by, beside YaRN's own factor."""
+    """Add llama.cpp's factor on cos and sin, in addition to YaRN's own."""
     factor, scaling = file.get("rope.scaling.attn_factor"), config.rope_scaling
-    if not isinstance(factor, float) or factor in (0.0, 1.0) or file.architecture == "phi3":  # which reads its own
+    if not isinstance(factor, float) or factor in (0.0, 1.0) or file.architecture == "phi3":  # Phi-3 has its own key
         return config
     if isinstance(scaling, YarnRopeScaling | LongRopeScaling):
         return replace(config, rope_scaling=replace(scaling, magnitude=scaling.magnitude * factor))
@@ -76,7 +76,7 @@ def _with_attention_factor(config: ModelConfig, file: GGUFFile) -> ModelConfig:
 
 
 def _with_rope_factors(config: ModelConfig, file: GGUFFile) -> ModelConfig:
-    """Llama 3.1's stretch, which the conversion has worked out for every pair."""
+    """Add Llama 3.1's rotary scaling, which the conversion stores as one factor per pair."""
     factors = file.tensors.get("rope_freqs.weight")
     if factors is None:
         return config
@@ -136,7 +136,7 @@ _LAYER = re.compile(r"blk\.(\d{1,5})\.([a-z0-9_.]+?)(?:\.(weight|bias))?")
 
 
 def weights_from_gguf(file: GGUFFile, config: ModelConfig) -> dict[str, StoredTensor]:
-    """The file's tensors by our names; unknown ones keep theirs."""
+    """The file's tensors by our names; unknown tensors keep their names."""
     weights: dict[str, StoredTensor] = {}
     _, form = _FORMS[file.architecture]
     for name, tensor in file.tensors.items():
@@ -149,7 +149,7 @@ def weights_from_gguf(file: GGUFFile, config: ModelConfig) -> dict[str, StoredTe
 
 
 def _join_latent(weights: dict[str, StoredTensor], config: ModelConfig) -> None:
-    """Newer conversions store the two halves of kv_b_proj apart: (H, rank, nope_dim) and (H, value_dim, rank)."""
+    """Newer conversions store the two halves of kv_b_proj separately: (H, rank, nope_dim) and (H, value_dim, rank)."""
     for layer in range(config.n_layers):
         prefix = f"model.layers.{layer}"
         keys, values = (weights.pop(f"{prefix}.attn_{part}_b.weight", None) for part in ("k", "v"))
@@ -198,7 +198,7 @@ def _named(name: str, tensor: GGUFTensor, form: GGUFForm, config: ModelConfig) -
 
 
 def _expert(stored: StoredTensor, prefix: str, part: str, kind: str) -> Iterator[tuple[str, StoredTensor]]:
-    """One expert's matrix or its biases; gate and up may lie in one, the gate's rows first."""
+    """One expert's matrix or its biases; gate and up may be one matrix, the gate's rows first."""
     if part != "gate_up_proj":
         yield f"{prefix}.{part}.{kind}", stored
         return

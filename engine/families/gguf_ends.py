@@ -1,4 +1,4 @@
-"""Tokens of GGUF files that llama.cpp knows by their text, whatever the file says of them (llama-vocab.cpp)."""
+"""Tokens that llama.cpp recognises by their text, regardless of the GGUF file's metadata (llama-vocab.cpp)."""
 
 from collections.abc import Collection
 
@@ -11,7 +11,7 @@ _FIM_ENDS = (
     "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>",
     "<reponame>", "<|file_sep|>",
 )  # fmt: skip
-"""What follows a file when code is filled in: a text ends there too."""
+"""Tokens that end a file in fill-in-the-middle: a text ends there too."""
 _FIM = (
     "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<PRE>", "\u2581<PRE>",
     "<|code_prefix|>", "<|prefix|>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>",
@@ -20,13 +20,13 @@ _FIM = (
     "<|middle|>",
 )  # fmt: skip
 _NOT_A_TURN = ({"<|return|>", "<|call|>"}, {"<|calls|>", "<|flush|>"})
-"""Beside these <|end|> ends a message, not a turn (gpt-oss, Solar)."""
+"""In a vocabulary with these, <|end|> ends a message, not a turn (gpt-oss, Solar)."""
 _NOT_THE_END = {"<|tool_response>", "<|plamo:eos|>"}
-"""Beside one of these </s> is an ordinary text."""
+"""In a vocabulary with one of these, </s> is ordinary text."""
 
 
 def end_texts(tokens: Collection[str]) -> set[str]:
-    """Those that end a turn or a text."""
+    """The texts of tokens that end a turn or a text."""
     found = set(tokens).intersection((*_ENDS, *_FIM_ENDS, *_NOT_THE_END))
     if any(both <= found for both in _NOT_A_TURN):
         found.discard("<|end|>")
@@ -36,5 +36,5 @@ def end_texts(tokens: Collection[str]) -> set[str]:
 
 
 def control_texts(tokens: Collection[str]) -> set[str]:
-    """Those that are matched whole, and never written by a user."""
+    """The texts of control tokens: matched as a whole, never typed by a user."""
     return end_texts(tokens) | set(tokens).intersection(_FIM)

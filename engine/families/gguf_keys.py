@@ -9,7 +9,7 @@ from engine.weights.gguf import GGUFFile
 
 
 def shared_keys(file: GGUFFile) -> dict[str, Any]:
-    """Keys of a config.json, all but model_type; None where the file does not state one. Raises CheckpointError."""
+    """Keys of a config.json, except model_type; None if the file does not state one. Raises CheckpointError."""
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{file.path} has no matrix token_embd.weight, which gives the vocabulary")
@@ -34,7 +34,7 @@ def shared_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 def n_layers(file: GGUFFile) -> Any:
-    """Layers that lead to the next token; those behind them predict later ones (MTP)."""
+    """The layers that predict the next token; any layers after them predict later tokens (MTP)."""
     every, behind = file.get("block_count"), file.get("nextn_predict_layers")
     return every - behind if isinstance(every, int) and isinstance(behind, int) else every
 
@@ -45,7 +45,7 @@ def has_qkv_bias(file: GGUFFile) -> bool:
 
 
 def expert_keys(file: GGUFFile) -> dict[str, Any]:
-    """How many experts there are, how many are chosen, and how wide they are: the MLP's width shared out, if unsaid."""
+    """Experts in all, chosen per token, and their inner size: by default the MLP's divided by the chosen ones."""
     inner, chosen = file.get("feed_forward_length"), file.get("expert_used_count")
     shared_out = inner // chosen if isinstance(inner, int) and isinstance(chosen, int) and chosen else None
     return {
@@ -58,7 +58,7 @@ def expert_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 def sigmoid_keys(file: GGUFFile) -> dict[str, Any]:
-    """Experts chosen as in DeepSeek-V3, in models with other attention."""
+    """The keys of experts chosen as in DeepSeek-V3, for models with other attention."""
     return {
         **expert_keys(file),
         "n_shared_experts": file.get("expert_shared_count"),
@@ -83,21 +83,21 @@ def head_width(file: GGUFFile) -> int | None:
 
 
 def layer_norm_keys(file: GGUFFile) -> dict[str, Any]:
-    """How exact LayerNorms are, under the names that the families give it."""
+    """The epsilon of LayerNorms, under the families' different names."""
     eps = file.get("attention.layer_norm_epsilon")
     return {"layer_norm_eps": eps, "layer_norm_epsilon": eps, "norm_epsilon": eps}
 
 
 def turned_share(file: GGUFFile) -> dict[str, Any]:
-    """The share of a head that turns."""
+    """The share of each head that is rotated."""
     turned, width = file.get("rope.dimension_count"), file.get("attention.key_length") or head_width(file)
     return {"partial_rotary_factor": turned / width} if isinstance(turned, int) and width else {}
 
 
 def layer_kinds(file: GGUFFile, *, every: int, window: int | None = None) -> list[str] | None:
-    """layer_types of a model with a window: as the file says, else every ``every``-th layer sees everything.
+    """layer_types of a model with a window: as in the file, else full attention in every ``every``-th layer.
 
-    ``window``: of a file that states none.
+    ``window``: the default if the file states none.
     """
     if not (file.get("attention.sliding_window") or window):
         return None
@@ -109,15 +109,15 @@ def layer_kinds(file: GGUFFile, *, every: int, window: int | None = None) -> lis
 
 
 def both_sides(config: ModelConfig) -> dict[str, str]:
-    """Names of the parts of a layer that normalises what goes in and what comes out."""
+    """Tensor names of a layer with norms before and after attention and MLP."""
     return {"ffn_norm": "pre_feedforward_layernorm"}
 
 
 def rope_scaling(file: GGUFFile) -> dict[str, Any] | None:
-    """The keys of rope_scaling; None where positions are not stretched."""
+    """The keys of rope_scaling; None if positions are not scaled."""
     kind, factor = file.get("rope.scaling.type"), file.get("rope.scaling.factor") or file.get("rope.scale_linear")
     if kind is None and factor not in (None, 1):
-        kind = "linear"  # what llama.cpp takes where only the factor is stated; its first files had scale_linear
+        kind = "linear"  # llama.cpp's default if only the factor is stated; its first files had scale_linear
     if kind is None or kind == "none":
         return None
     return {
@@ -129,7 +129,7 @@ def rope_scaling(file: GGUFFile) -> dict[str, Any] | None:
 
 
 def _magnitudes(file: GGUFFile) -> dict[str, float]:
-    """What YaRN's magnitudes come from, where llama.cpp reads it; DeepSeek's conversion stores a tenth of it."""
+    """The mscale values behind YaRN's magnitudes, if llama.cpp reads them; DeepSeek's conversion stores a tenth."""
     weight = file.get("rope.scaling.yarn_log_multiplier") or 0.0
     match file.architecture:
         case "deepseek2":

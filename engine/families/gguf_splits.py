@@ -1,7 +1,7 @@
-"""How text is cut before byte-level BPE, by llama.cpp's names of it (tokenizer.ggml.pre).
+"""How text is split before byte-level BPE, by llama.cpp's names of the splits (tokenizer.ggml.pre).
 
-A way to cut is a list of regular expressions: each cuts what the ones before it have left, and what it does not match
-stays in one piece. The expressions are those of the models' own tokenizer.json, or of llama.cpp's llama-vocab.cpp.
+A split is a list of regular expressions: each splits the pieces that the previous one has left, and text that it does
+not match stays in one piece. The expressions come from the models' own tokenizer.json or llama.cpp's llama-vocab.cpp.
 """
 
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -23,7 +23,7 @@ _MIXED = (
     r"| ?[\p{P}\p{S}]+[\r\n]*" + _TAIL
 )
 _HAN = r"[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
-# The letters with case of many scripts, which is what DeepSeek's own list of ranges says.
+# The cased letters of many scripts, equivalent to DeepSeek's own list of ranges.
 _DEEPSEEK_LLM = [r"[\r\n]", r"\s?[\p{Lu}\p{Ll}\p{Lt}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _HAN, r"\p{N}+"]
 _DEEPSEEK_V3 = [r"\p{N}{1,3}", r"[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _MIXED]
 _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
@@ -33,13 +33,13 @@ _KIMI = r"\p{Han}+|" + _KIMI_WORDS % (_NOT_HAN * 2) + r"|\p{N}{1,3}" + _MARKS + 
 _BAILING = r"'(?i:[sdmt]|ll|ve|re)|" + _WORDS + r"|\p{N}" + _MARKS + r"|\s*[\r\n]|\s+(?!\S)|\s+"
 _SEED = f"{_ENDINGS}|{_WORDS}|\\p{{N}}| ?[^\\s\\p{{L}}\\p{{N}}\\r\\n]+{_TAIL}"
 DEFAULT = [r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"]
-"""What llama.cpp does where a file does not say."""
+"""llama.cpp's default if a file does not state the split."""
 
 ADDS_BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano",
             "tekken", "chameleon")  # fmt: skip
-"""Names with which llama.cpp puts BOS first, where the file does not say."""
+"""Names for which llama.cpp adds BOS if the file does not state it."""
 WHOLE_WORDS = (*ADDS_BOS[:-1], "youtu", "glm4", "glm5")
-"""Names whose models take a whole word when they know it, whatever the merges make of it."""
+"""Names whose models use a known word as a whole, regardless of the merges."""
 
 _BY_WAY: list[tuple[list[str], tuple[str, ...]]] = [
     ([_LLAMA3], (*ADDS_BOS[:-2], "dbrx", "smaug-bpe", "glm4", "glm5", "chatglm-bpe")),

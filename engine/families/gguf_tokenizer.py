@@ -18,8 +18,8 @@ from engine.weights.gguf import GGUFFile
 from engine.weights.tokenizer import Tokenizer, faults_told
 
 _NORMAL, _CONTROL, _USER = 1, 3, 4  # kinds of tokens, tokenizer.ggml.token_type
-_LONGEST_MERGED = 1024  # letters: the ways to put a token together are as many, and each is as long
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
+_LONGEST_MERGED = 1024  # characters: a token has that many possible merges, each that long
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's character for a space
 
 
 def tokenizer_from_gguf(file: GGUFFile) -> Tokenizer | None:
@@ -54,11 +54,11 @@ def _texts(file: GGUFFile, name: str) -> list[str]:
 
 
 def _byte_level(file: GGUFFile, tokens: Sequence[str]) -> tokenizers.Tokenizer:
-    """GPT-2's kind: bytes spelled as letters, merged by rank."""
+    """GPT-2's kind of BPE: bytes mapped to characters, merged by rank."""
     name = str(file.metadata.get("tokenizer.ggml.pre") or "default")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     pairs = _known(_stated_merges(file), vocabulary)
-    # Some vocabularies hold words that no merge makes; their models take a whole word when they know it.
+    # Some vocabularies have words that no merges produce; their models use a known word as a whole.
     model = models.BPE(vocabulary, pairs, fuse_unk=False, ignore_merges=name in WHOLE_WORDS)
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = _pre_tokenizer(SPLITS.get(name, DEFAULT))
@@ -67,7 +67,7 @@ def _byte_level(file: GGUFFile, tokens: Sequence[str]) -> tokenizers.Tokenizer:
 
 
 def _pre_tokenizer(way: Sequence[str]) -> Any:
-    """Text cut by one expression after the other, then bytes spelled as letters."""
+    """Split text by each expression in turn, then map bytes to characters."""
     cuts = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in way]
     return pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
@@ -84,7 +84,7 @@ def tokenizer_notes(file: GGUFFile) -> tuple[str, ...]:
 
 
 def _sentencepiece(file: GGUFFile, tokens: Sequence[str]) -> tokenizers.Tokenizer:
-    """SentencePiece's BPE: spaces as a letter, unknown characters as bytes, merges recovered from the scores."""
+    """SentencePiece's BPE: spaces as a character, unknown characters as bytes, merges recovered from the scores."""
     gemma = file.architecture.startswith("gemma")
     if gemma:  # runs of spaces are stored as they are
         tokens = [_SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]
@@ -113,7 +113,7 @@ def _stated_merges(file: GGUFFile) -> list[tuple[str, str]]:
 
 
 def _known(merges: Sequence[tuple[str, str]], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Merges of tokens that there are; llama.cpp never comes to the others."""
+    """The merges whose tokens exist; llama.cpp never reaches the others."""
     return [(a, b) for a, b in merges if a in vocabulary and b in vocabulary and a + b in vocabulary]
 
 
@@ -142,7 +142,7 @@ def _kinds(file: GGUFFile, n: int) -> list[int]:
 
 
 def _add_special(backend: tokenizers.Tokenizer, file: GGUFFile, tokens: Sequence[str]) -> None:
-    """Tokens that are matched whole; and the first and last one where the file says they are added."""
+    """Add tokens that are matched as a whole, and BOS and EOS if the file says that they are added."""
     control = control_texts(tokens)
     special: list[AddedToken] = []
     whole: list[AddedToken] = []
@@ -164,7 +164,7 @@ def _add_special(backend: tokenizers.Tokenizer, file: GGUFFile, tokens: Sequence
 
 
 def _takes_spaces(file: GGUFFile, text: str) -> bool:
-    """Whether spaces and line ends behind a token are part of it, which llama.cpp knows of Phi-3 by its name."""
+    """Whether a token includes the whitespace after it, which llama.cpp decides for Phi-3 by its name."""
     name = str(file.metadata.get("general.name", "")).lower()
     return ("phi-3" in name or "phi3" in name) and text not in ("<unk>", "<s>", "<|endoftext|>")
 

@@ -1,6 +1,6 @@
-"""GLM-4: half of each head turns, in pairs; gate and up in one matrix; GLM-4-0414 normalises results too.
+"""GLM-4: half of each head is rotated, in adjacent pairs; gate and up in one matrix; GLM-4-0414 has post-norms too.
 
-GLM-4.5 to 4.7: experts of DeepSeek-V3 beside partly rotated heads, in halves.
+GLM-4.5 to 4.7: DeepSeek-V3's experts with partly rotated heads, rotated in halves.
 """
 
 from collections.abc import Mapping

@@ -15,7 +15,7 @@ from engine.weights.lazy import Stored
 
 
 def gpt2_config(raw: Keys, *, n_kv_heads: int | None = None, hidden_act: str = "gelu_new") -> ModelConfig:
-    """Of GPT-2's keys; ``n_kv_heads``: None for as many as heads; ``hidden_act``: where the config names none."""
+    """The config from GPT-2's keys; ``n_kv_heads`` None: one per query head; ``hidden_act``: the default activation."""
     raw = raw.with_defaults({"n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257})
     for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
         if raw.flag(key, False):
@@ -76,7 +76,7 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
 
 
 def gpt2_keys(file: GGUFFile) -> dict[str, Any]:
-    """The sizes by GPT-2's names."""
+    """The sizes under GPT-2's names."""
     return {
         "n_embd": file.get("embedding_length"),
         "n_layer": file.get("block_count"),

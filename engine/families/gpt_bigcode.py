@@ -1,4 +1,4 @@
-"""GPT-BigCode (StarCoder, SantaCoder): a GPT-2 whose heads may share one key and value; matrices outputs first."""
+"""GPT-BigCode (StarCoder, SantaCoder): a GPT-2 that may share one KV head (MQA); matrices have the outputs first."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ _PARTS = {
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
-    """The inner size that files state is always 4 times the width, whatever it is."""
+    """The stated inner size is always 4 times the width, even if the real one differs."""
     up = file.tensors.get("blk.0.ffn_up.weight")
     return gpt2_keys(file) | {
         "multi_query": file.get("attention.head_count_kv") == 1,

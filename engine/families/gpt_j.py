@@ -1,4 +1,4 @@
-"""GPT-J: parallel layers through one norm, part of each head turns in pairs side by side, a head with a bias."""
+"""GPT-J: parallel layers with one norm, partly rotated heads (adjacent pairs), an output head with a bias."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""GPT-Neo (TinyStories): a GPT-2 whose layers see everything and a window in turn, with unscaled scores."""
+"""GPT-Neo (TinyStories): a GPT-2 with alternating full and window attention, and unscaled scores."""
 
 from collections.abc import Mapping
 

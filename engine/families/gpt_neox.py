@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: parallel layers through two norms, partly rotated heads, q, k and v of a head in one matrix."""
+"""GPT-NeoX and Pythia: parallel layers with two norms, partly rotated heads, q, k and v fused head by head."""
 
 from typing import Any
 

@@ -66,7 +66,7 @@ FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.
 
 
 def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
-    """Experts one by one (theirs lie in one tensor, inputs first, gate and up taking turns); MXFP4 is widened."""
+    """Split the experts (stored in one tensor, inputs first, gate and up interleaved); MXFP4 is dequantised."""
     out: dict[str, Stored] = {}
     for name, stored in tensors.items():
         match = _EXPERTS.fullmatch(name)
@@ -76,7 +76,7 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
             continue
         prefix, part, kind = match.groups()
         if kind == "_scales":
-            continue  # taken with their blocks
+            continue  # read together with their blocks
         scales = tensors.get(f"{prefix}.experts.{part}_proj_scales")
         for i in range(stored.shape[0]):
             one = _expert(stored, i, scales, kind)
@@ -92,7 +92,7 @@ def _expert(stored: Stored, i: int, scales: Stored | None, kind: str | None) -> 
             shape=(rows, groups * 32),
             dtype=torch.float32,
             load=lambda: widen_mxfp4(loaded(stored)[i], loaded(scales)[i]),
-            element_bytes=17 / 32,  # 16 bytes of halves and one of the scale
+            element_bytes=17 / 32,  # 16 bytes of 4-bit values and one of the scale
         )
     if kind == "_bias":
         return _then(stored, lambda t: t[i], tuple(stored.shape[1:]))
@@ -114,7 +114,7 @@ def _then(stored: Stored, change: Callable[[Tensor], Tensor], shape: tuple[int, 
 
 
 def widen_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
-    """blocks (rows, groups, 16) uint8, two numbers per byte, the low half first; scales (rows, groups): 2^(s - 127)."""
+    """blocks (rows, groups, 16) uint8, two values per byte, low 4 bits first; scales (rows, groups): 2^(s - 127)."""
     values = torch.tensor(FP4)
     pairs = torch.stack((values[(blocks & 15).long()], values[(blocks >> 4).long()]), -1)
     wide = torch.ldexp(pairs.flatten(-2), scales[..., None].int() - 127)
@@ -122,7 +122,7 @@ def widen_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
-    """llama.cpp rounds the ends of YaRN's ramp to whole pairs, which the published model does not."""
+    """llama.cpp rounds the ends of YaRN's ramp to whole pairs; the published model does not."""
     return {
         **expert_keys(file),
         "intermediate_size": file.get("expert_feed_forward_length") or file.get("feed_forward_length"),

@@ -1,4 +1,4 @@
-"""Granite: a Llama whose embeddings, residuals, attention and logits are scaled; with experts too."""
+"""Granite: a Llama whose embeddings, residuals, attention and logits are scaled; also with experts."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Hunyuan V1: a Llama that normalises queries and keys of each head after they have turned; with experts too."""
+"""Hunyuan V1: a Llama that normalises queries and keys per head after the rotation; also with experts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,7 @@ def _config(raw: Keys, **changes: Any) -> ModelConfig:
 
 
 def _moe_config(raw: Keys) -> ModelConfig:
-    """Every layer has experts of the MLP's width, and one that every token passes through."""
+    """Every layer has experts of the MLP's width, and a shared expert."""
     inner = raw.count("intermediate_size")
     for key, wanted in (("moe_intermediate_size", inner), ("num_shared_expert", 1)):
         if any(value != wanted for value in _each(raw, key)):
@@ -56,7 +56,7 @@ def _each(raw: Keys, key: str) -> list[Any]:
 
 
 def _stretch(raw: Keys) -> dict[str, Any]:
-    """A base that ``alpha`` enlarges once and for all, which its configs call dynamic."""
+    """A rotary base enlarged by a fixed ``alpha``, which the configs call dynamic."""
     rope = raw.section("rope_parameters") or raw.section("rope_scaling")
     if rope is None or (rope.get("rope_type") or rope.get("type")) != "dynamic" or not rope.get("alpha"):
         return {}

@@ -1,4 +1,4 @@
-"""Typed access to the JSON object of a config file; every refusal names the file and the key."""
+"""Typed access to the JSON object of a config file; every error names the file and the key."""
 
 import contextlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _SHOWN = 80
 
 
 def _shown(value: object) -> str:
-    """A value for a message, without thousands of digits."""
+    """A value as text for a message, shortened."""
     if isinstance(value, int) and abs(value) >= _LIMIT:
         return "beyond any size"
     text = repr(value)
@@ -19,7 +19,7 @@ def _shown(value: object) -> str:
 
 
 def _number(value: object) -> object:
-    """Numbers as some writers spell them: "10000" and 4.0 mean 10000 and 4."""
+    """Accept the spellings of some writers: "10000" and 4.0 mean 10000 and 4."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)
@@ -35,7 +35,7 @@ class Keys:
         self.where = where
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> "Keys":
-        """The same with values for the keys that are absent (a null stays: it switches things off)."""
+        """The same with defaults for absent keys (a null stays: it switches a feature off)."""
         return Keys({**defaults, **self.document}, where=self.where)
 
     def get(self, key: str) -> Any:
@@ -43,14 +43,14 @@ class Keys:
         return self.document.get(key)
 
     def count(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1."""
+        """An integer of at least 1."""
         value = _number(self._or_default(key, default))
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _LIMIT:
             raise ConfigError(f"{self.where}: {key} is {_shown(value)}; expected a whole number of at least 1")
         return value
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 0."""
+        """An integer of at least 0."""
         value = _number(self._or_default(key, default))
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LIMIT:
             raise ConfigError(f"{self.where}: {key} is {_shown(value)}; expected a whole number of at least 0")

@@ -1,4 +1,4 @@
-"""LFM2: short convolutions in most layers, attention in the others; with experts too."""
+"""LFM2: short convolutions in most layers, attention in the others; also with experts."""
 
 import re
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ def _moe_config(raw: Keys) -> ModelConfig:
 
 
 def _inner_size(raw: Keys) -> int:
-    """Two thirds of what is stated, times a factor, up to a whole multiple; unless the config says not to."""
+    """Two thirds of the stated size, times a factor, rounded up to a multiple; unless the config disables this."""
     stated = raw.count("block_ff_dim", raw.get("intermediate_size"))
     if not raw.flag("block_auto_adjust_ff_dim", True):
         return stated
@@ -111,7 +111,7 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 def _restore(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
-    """The convolution's matrix lacks a dimension there."""
+    """Restore the dimension that the convolution's matrix lacks in GGUF files."""
     if not name.endswith(".conv.conv.weight") or len(stored.shape) != 2:
         return stored
     return stored.then(lambda tensor: tensor[:, None], (stored.shape[0], 1, stored.shape[1]))
@@ -123,7 +123,7 @@ def _gguf_moe_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 def _plain_sum(config: ModelConfig) -> ModelConfig:
-    """llama.cpp divides the weights of experts by their sum alone."""
+    """llama.cpp divides the experts' weights by their plain sum, without a floor."""
     assert config.experts is not None
     return replace(config, experts=replace(config.experts, sum_floor=0.0))
 

@@ -29,7 +29,7 @@ def _mistral_config(raw: Keys) -> ModelConfig:
 
 
 def _mistral3_config(raw: Keys) -> ModelConfig:
-    """The text model of one that sees."""
+    """The text model inside a multimodal Mistral 3."""
     text, kinds = text_section(raw), {"mistral": _mistral_config, "ministral3": _ministral3_config}
     kind = "mistral" if text is raw else text.text("model_type", "mistral")
     if kind not in kinds:
@@ -51,7 +51,7 @@ _MINISTRAL3_ROPE = {
 
 
 def _ministral3_config(raw: Keys) -> ModelConfig:
-    """Ministral 3: queries grow with the position, by a step for each further original context."""
+    """Ministral 3: queries are scaled up by position, in one step per original context length."""
     raw = raw.with_defaults({"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5})
     raw = raw.with_defaults({"max_position_embeddings": 262_144})
     if raw.get("rope_parameters") is None and raw.get("rope_scaling") is None:
@@ -88,7 +88,7 @@ def _seed_oss_config(raw: Keys) -> ModelConfig:
 def _smollm3_config(raw: Keys) -> ModelConfig:
     raw = raw.with_defaults({"tie_word_embeddings": True})
     n_layers, interval = n_layers_of(raw), raw.count("no_rope_layer_interval", 4)
-    turning = raw.items("no_rope_layers", n=n_layers)  # in spite of its name, 1 means that a layer turns
+    turning = raw.items("no_rope_layers", n=n_layers)  # despite the name, 1 means that a layer uses rotary positions
     turns = (
         tuple(bool(turn) for turn in turning) if turning else tuple((i + 1) % interval != 0 for i in range(n_layers))
     )
@@ -100,7 +100,7 @@ def _smollm3_config(raw: Keys) -> ModelConfig:
 
 
 def _cwm_config(raw: Keys) -> ModelConfig:
-    """Code World Model: a Llama whose layers see a window, but for every fourth."""
+    """Code World Model: a Llama with window attention, except in every fourth layer."""
     raw = raw.with_defaults(_CWM)
     kinds = layer_types(raw) or [SLIDING if i % 4 else FULL for i in range(n_layers_of(raw))]
     return common_config(raw, theta=1e6, mlp_bias=raw.flag("mlp_bias", False), **window_fields(raw, kinds))
@@ -116,12 +116,12 @@ _CWM = {
 
 
 def _llama_keys(file: GGUFFile) -> dict[str, Any]:
-    """Mixtral's files are written as Llama's."""
+    """Mixtral's GGUF files have the architecture llama."""
     return {"model_type": "mixtral", **expert_keys(file)} if file.get("expert_count") else {}
 
 
 def _mistral3_keys(file: GGUFFile) -> dict[str, Any]:
-    """Mistral Small 3.1 and later too: without a temperature nothing grows."""
+    """Also for Mistral Small 3.1 and later: without a temperature, queries are not scaled."""
     beta, rope = file.get("attention.temperature_scale"), rope_scaling(file)
     if beta and rope is None:
         original = file.get("rope.scaling.original_context_length") or file.get("context_length")
@@ -137,7 +137,7 @@ def _seed_oss_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 def halves_restored(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
-    """The conversion reorders queries and keys for pairs side by side."""
+    """Undo the conversion's reordering of queries and keys to adjacent pairs."""
     if ".q_proj." not in name and ".k_proj." not in name:
         return stored
     n_heads = config.n_heads if ".q_proj." in name else config.n_kv_heads
@@ -146,7 +146,7 @@ def halves_restored(name: str, stored: StoredTensor, config: ModelConfig) -> Sto
 
 
 def _halves(tensor: Tensor, head_dim: int) -> Tensor:
-    """Rows of every head from neighbouring pairs to halves; a bias is a matrix of one column."""
+    """Reorder the rows of each head from adjacent pairs to halves; a bias counts as a matrix of one column."""
     matrix = tensor if tensor.dim() == 2 else tensor[:, None]
     heads = matrix.reshape(-1, head_dim, matrix.size(1))
     return torch.reshape(half_split(heads, rotary_dim=head_dim), tensor.shape)

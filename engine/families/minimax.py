@@ -1,4 +1,4 @@
-"""MiniMax-M2: norms over all heads, of which a part turns, and experts chosen by the sigmoid of their scores."""
+"""MiniMax-M2: query and key norms over all heads, partly rotated heads, experts chosen by sigmoid scores."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -26,12 +26,12 @@ _EXPERT = re.compile(r"(.+)\.experts\.(\d{1,5})\.(w[123])\.weight")
 
 
 def mixtral_tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
-    """Experts under our names."""
+    """The tensors with experts under our names."""
     return {mixtral_name(name): tensor for name, tensor in tensors.items()}
 
 
 def mixtral_name(name: str) -> str:
-    """Our name of an expert's matrix; any other name as it is."""
+    """Our name of an expert's matrix; other names are unchanged."""
     name = name.replace(".block_sparse_moe.", ".mlp.")
     match = _EXPERT.fullmatch(name)
     return f"{match[1]}.experts.{match[2]}.{_PARTS[match[3]]}.weight" if match else name

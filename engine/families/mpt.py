@@ -1,4 +1,4 @@
-"""MPT: positions by ALiBi, LayerNorm and matrices without biases."""
+"""MPT: ALiBi positions, LayerNorm and matrices without biases."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""nanochat: norms without weights, squared ReLU, heads that turn the other way round."""
+"""nanochat: norms without weights, squared ReLU, heads rotated in the opposite direction."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ def _config(raw: Keys) -> ModelConfig:
         norm_weights=False,
         embed_norm=True,
         gated_mlp=False,
-        qk_norm=True,  # after turning in the original, which is the same: a rotation keeps the length
+        qk_norm=True,  # the original does this after the rotation, which is equivalent: a rotation keeps the length
         qkv_bias=bias,
         o_bias=bias,
         logit_softcap=raw.optional_positive("final_logit_softcapping"),
@@ -39,7 +39,7 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
 
 
 def _other_way_round(name: str, stored: Stored, config: ModelConfig) -> Stored:
-    """To turn (a, b) by -x is to turn (b, a) by x: the halves of each head change places, in queries and keys alike."""
+    """Rotating (a, b) by -x equals rotating (b, a) by x: swap the halves of each head in queries and keys."""
     if (".self_attn.q_proj." not in name and ".self_attn.k_proj." not in name) or stored.shape[0] % config.head_dim:
         return stored
 

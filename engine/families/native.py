@@ -1,4 +1,4 @@
-"""Llama and Mistral as their makers publish them: params.json, consolidated weights, names and order of their own.
+"""Llama and Mistral in their original format: params.json, consolidated weights, their own names and row order.
 
 Sources: Meta's llama-models (llama3/args.py, model.py) and mistral-inference (args.py, transformer_layers.py).
 """
@@ -20,7 +20,7 @@ _EMBEDDING, _QUERIES, _KEYS, _UP = (
     "layers.0.feed_forward.w1.weight",
 )
 ASSUMED = "context_is_assumed"
-"""Key of `as_config`: params.json does not say how many positions there are."""
+"""Key of `as_config`: params.json does not state the context length."""
 _USUAL = {
     "dim": "hidden_size",
     "n_layers": "num_hidden_layers",
@@ -35,7 +35,7 @@ _USUAL = {
 }
 _TOLD_BY_SHAPES = ("n_kv_heads", "vocab_size", "hidden_dim", "multiple_of", "ffn_dim_multiplier")
 _KNOWN = (*_USUAL, *_TOLD_BY_SHAPES, "moe", "use_scaled_rope", "rope_scaling_factor", "model_type", "causal")
-_LLAMA31_FACTOR, _LLAMA32_FACTOR, _LLAMA32_WIDTH = 8.0, 32.0, 3072  # of the 3B; the smallest Llama 3.1 is wider
+_LLAMA31_FACTOR, _LLAMA32_FACTOR, _LLAMA32_WIDTH = 8.0, 32.0, 3072  # width of the 3B; the smallest Llama 3.1 is wider
 
 
 def is_native(tensors: Mapping[str, Stored]) -> bool:
@@ -44,7 +44,7 @@ def is_native(tensors: Mapping[str, Stored]) -> bool:
 
 
 def as_config(params: object, tensors: Mapping[str, Stored]) -> dict[str, Any]:
-    """What a params.json and the weights beside it say, as a config.json.
+    """Convert a params.json and the shapes of its weights to the keys of a config.json.
 
     Raises ConfigError, UnsupportedArchitecture.
     """
@@ -77,7 +77,7 @@ def as_config(params: object, tensors: Mapping[str, Stored]) -> dict[str, Any]:
 
 
 def _context_of(params: Keys) -> int:
-    """The context of the release that the keys fit: none of these files states it."""
+    """The context length of the matching release, because none of these files states it."""
     if params.get("use_scaled_rope"):
         return 131_072  # Llama 3.1 and later
     if params.get("multiple_of") is None:
@@ -118,7 +118,7 @@ def usual_names(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str,
     return {
         ours: in_halves(ours, stored, config)
         for name, stored in tensors.items()
-        if name != "rope.freqs"  # a table that follows from the config
+        if name != "rope.freqs"  # a table that can be computed from the config
         for ours in [_usual_name(name)]
     }
 

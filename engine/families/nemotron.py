@@ -1,4 +1,4 @@
-"""Nemotron (Minitron): LayerNorm whose weights are counted from 1, squared ReLU, half of each head turns."""
+"""Nemotron (Minitron): LayerNorm weights stored minus 1, squared ReLU, half of each head is rotated."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""OLMo 1: norms without weights. OLMoE: experts, queries and keys normalised over all heads, as in OLMo 2 and 3, whose
-norms stand after attention and MLP alone."""
+"""OLMo 1: norms without weights. OLMoE: experts; queries and keys normalised over all heads. OLMo 2 and 3: the same
+query and key norms, and layer norms only after attention and MLP."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def _olmo3_config(raw: Keys) -> ModelConfig:
 
 
 def _olmo3_rope(raw: Keys) -> dict[str, Any]:
-    """The scaling is that of the layers that see everything; those with a window turn by the plain base."""
+    """The scaling applies to layers with full attention; layers with a window use the unscaled base."""
     head_dim = head_dim_of(raw, raw.count("hidden_size"), raw.count("num_attention_heads"))
     both, theta = raw.section("rope_parameters"), 5e5
     far = both.section(FULL) if both is not None else None
@@ -75,7 +75,7 @@ def _olmo3_rope(raw: Keys) -> dict[str, Any]:
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
-    """The files of both are called OLMo 2's; those of OLMo 3 have a window."""
+    """Both have the architecture olmo2 in GGUF; files of OLMo 3 state a window."""
     window = file.get("attention.sliding_window")
     if window is None:
         return {}

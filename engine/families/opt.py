@@ -10,7 +10,7 @@ from engine.families.tensors import renamed, rows_of
 from engine.model.config import ModelConfig
 from engine.weights.lazy import Stored
 
-_OFFSET = 2  # rows of the table before that of the first position
+_OFFSET = 2  # unused rows before the first position
 
 
 def _config(raw: Keys) -> ModelConfig:

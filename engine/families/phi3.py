@@ -55,7 +55,7 @@ def _moe_config(raw: Keys) -> ModelConfig:
 
 
 def _with_magnitude(raw: Keys) -> Keys:
-    """LongRoPE's magnitude, which is stated twice."""
+    """Add LongRoPE's magnitude, which is stated twice."""
     key = "rope_parameters" if raw.get("rope_parameters") is not None else "rope_scaling"
     scaling = raw.section(key)
     if scaling is None or scaling.get("short_mscale") is None:
@@ -82,7 +82,7 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
-    """llama.cpp sees no window here, whatever the file states."""
+    """llama.cpp uses no window here, even if the file states one."""
     own: dict[str, Any] = {}
     width, turned = head_width(file), file.get("rope.dimension_count")
     if width and turned and turned != width:

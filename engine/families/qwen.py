@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen3, each with experts too."""
+"""Qwen2 and Qwen3, also with experts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from engine.weights.lazy import Stored, StoredTensor
 
 
 def _qwen_windows(raw: Keys) -> dict[str, Any]:
-    """Qwen's window counts only when it is switched on, from layer ``max_window_layers`` on."""
+    """Qwen's window applies only if it is enabled, and from layer ``max_window_layers`` on."""
     if not raw.flag("use_sliding_window", False):
         return {}
     kinds = layer_types(raw)
@@ -36,7 +36,7 @@ def _qwen3_config(raw: Keys) -> ModelConfig:
 
 
 def expert_layers(raw: Keys) -> tuple[bool, ...]:
-    """Which layers have experts: every ``decoder_sparse_step``-th, but for ``mlp_only_layers``."""
+    """Which layers have experts: every ``decoder_sparse_step``-th, except ``mlp_only_layers``."""
     n_layers, step = n_layers_of(raw), raw.count("decoder_sparse_step", 1)
     dense = raw.get("mlp_only_layers") or []
     if not isinstance(dense, list):
@@ -45,7 +45,7 @@ def expert_layers(raw: Keys) -> tuple[bool, ...]:
 
 
 def shared_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The expert that every token passes through, under our name of it."""
+    """The shared expert under our name."""
     return {name.replace(".mlp.shared_expert.", ".mlp.shared_experts."): stored for name, stored in tensors.items()}
 
 
@@ -68,7 +68,7 @@ def _qwen2_moe_config(raw: Keys) -> ModelConfig:
 
 
 def _qwen2_moe_windows(raw: Keys) -> dict[str, Any]:
-    """A window, where it is switched on, in every other layer before ``max_window_layers``."""
+    """If enabled, a window in every other layer before ``max_window_layers``."""
     if not raw.flag("use_sliding_window", False):
         return {}
     last = raw.whole("max_window_layers", 28)
@@ -126,7 +126,7 @@ def _qwen2_moe_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 def shared_gate_row(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
-    """The gate of the shared expert is a vector there."""
+    """Make a one-row matrix of the shared expert's gate, which GGUF files store as a vector."""
     if not name.endswith(".shared_expert_gate.weight") or len(stored.shape) != 1:
         return stored
     return stored.then(lambda tensor: tensor[None], (1, *stored.shape))

@@ -1,7 +1,7 @@
 """Qwen3-Next and Qwen3.5: gated delta nets in most layers, gated attention in the others.
 
-Qwen3-Next has many experts and a gated shared one; its projections hold the parts of each head in turn. Qwen3.5 is
-dense, and its projections stand apart.
+Qwen3-Next has many experts and a gated shared one; its projections are fused head by head. Qwen3.5 is dense, and
+its projections are separate.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ _DEFAULTS = {"head_dim": 256, "num_key_value_heads": 2, "max_position_embeddings
 
 
 def _next_config(raw: Keys) -> ModelConfig:
-    inner = raw.get("moe_intermediate_size") or 512  # of an MLP that no layer has
+    inner = raw.get("moe_intermediate_size") or 512  # the size of an MLP that no layer has
     raw = raw.with_defaults(_DEFAULTS | {"intermediate_size": inner})
     return _config(raw, experts=_experts(raw), expert_layers=expert_layers(raw))
 
@@ -36,7 +36,7 @@ def _dense_config(raw: Keys) -> ModelConfig:
 
 
 def _text_of(config: Callable[[Keys], ModelConfig]) -> Callable[[Keys], ModelConfig]:
-    """The text model of one that sees."""
+    """The text model inside a multimodal one."""
 
     def read(raw: Keys) -> ModelConfig:
         return config(text_section(raw))
@@ -96,7 +96,7 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
 
 
 def _apart(name: str, stored: Stored, config: ModelConfig) -> dict[str, Stored]:
-    """One tensor as those that hold its parts; as it is where it has none, or another size than it should."""
+    """Split a fused tensor into its parts; unchanged if it has no parts or an unexpected size."""
     stem, _, kind = name.rpartition(".")
     prefix, _, part = stem.rpartition(".")
     parts = _parts_of(part, config)
@@ -106,7 +106,7 @@ def _apart(name: str, stored: Stored, config: ModelConfig) -> dict[str, Stored]:
 
 
 def _parts_of(part: str, config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """What a projection holds for each head, one after the other: rows, and how many heads there are."""
+    """The parts of a fused projection: rows per head of each part in order, and the number of heads."""
     d = config.recurrent
     if part == "q_proj":
         return {"q_proj": (config.head_dim, config.n_heads), "q_gate_proj": (config.head_dim, config.n_heads)}
@@ -120,7 +120,7 @@ def _parts_of(part: str, config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def _taken(stored: Stored, parts: Mapping[str, tuple[int, int]]) -> dict[str, Stored]:
-    """The rows of each part, head by head; query, key and value are one projection."""
+    """The rows of each part over all heads; query, key and value stay one projection."""
     n_heads = next(iter(parts.values()))[1]
     by_head = torch.split(torch.arange(stored.shape[0]).view(n_heads, -1), [size for size, _ in parts.values()], 1)
     rows = {name: some.flatten() for name, some in zip(parts, by_head, strict=True)}
@@ -160,7 +160,7 @@ def _next_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 def _tiled(config: ModelConfig) -> ModelConfig:
-    """The conversion of Qwen3.5 puts value heads into the order in which ggml repeats key heads."""
+    """Qwen3.5's conversion reorders value heads to match the way ggml repeats key heads."""
     delta = config.recurrent
     return replace(config, recurrent=replace(delta, tiled=True)) if isinstance(delta, DeltaConfig) else config
 
@@ -185,7 +185,7 @@ def _gguf_parts(config: ModelConfig) -> dict[str, str]:
 
 
 def _gguf_apart(name: str, stored: StoredTensor, config: ModelConfig) -> dict[str, StoredTensor]:
-    """The conversion has taken the exponent of the decay, and left a dimension of the convolution out."""
+    """Undo the conversion: it exponentiated the decay and dropped a dimension of the convolution."""
     stored = shared_gate_row(name, stored, config)
     if name.endswith(".in_proj_qkv.weight") and _attends(int(name.split(".")[2]), config):
         return _attention_apart(name.removesuffix("linear_attn.in_proj_qkv.weight"), stored, config)
@@ -203,7 +203,7 @@ def _attends(layer: int, config: ModelConfig) -> bool:
 
 
 def _attention_apart(prefix: str, stored: StoredTensor, config: ModelConfig) -> dict[str, StoredTensor]:
-    """Queries with their gates, keys and values of a layer with attention that lie in one matrix."""
+    """Split the fused queries with gates, keys and values of a layer with attention."""
     sizes, start = qkv_sizes(config), 0
     out: dict[str, StoredTensor] = {}
     for part, size in (sizes | {"q_proj": 2 * sizes["q_proj"]}).items():

@@ -81,7 +81,7 @@ FAMILIES: dict[str, Family] = {
     **bitnet.FAMILIES,
     **qwen3_next.FAMILIES,
 }
-_BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # tables that old writers stored
+_BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # tables in files of old writers
 
 
 def config_from_hf(document: object) -> ModelConfig:
@@ -121,7 +121,7 @@ def _check_quantization(raw: Keys, family: Family) -> None:
 
 
 def _method(section: Keys) -> Any:
-    """The quant_method; the first files of bitsandbytes do not state it."""
+    """The quant_method; inferred for the first bitsandbytes files, which do not state it."""
     old = section.get("load_in_4bit") or section.get("load_in_8bit")
     return section.get("quant_method") or ("bitsandbytes" if old else None)
 

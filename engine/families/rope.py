@@ -21,7 +21,7 @@ from engine.model.config import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeKeys:
-    """What a config.json says of rotary positions. ``attention_factor`` multiplies the attention's scale."""
+    """The rotary settings of a config.json. ``attention_factor`` multiplies the attention's scale."""
 
     theta: float
     scaling: RopeScaling | None = None
@@ -31,7 +31,7 @@ class RopeKeys:
 def read_rope(raw: Keys, *, theta: float = 1e4, rotary_dim: int, aliases: dict[str, str] | None = None) -> RopeKeys:
     """Base and scaling from ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling``.
 
-    ``theta``: the family's default base. ``aliases``: names of scalings that mean another one in this family.
+    ``theta``: the family's default base. ``aliases``: names that mean another scaling in this family.
     """
     parameters = raw.section("rope_parameters")
     scaling = parameters or raw.section("rope_scaling")
@@ -42,7 +42,7 @@ def read_rope(raw: Keys, *, theta: float = 1e4, rotary_dim: int, aliases: dict[s
 
 
 def read_scaling(raw: Keys, scaling: Keys, theta: float, *, rotary_dim: int, aliases: dict[str, str]) -> RopeKeys:
-    """The scaling that one object of parameters describes."""
+    """The scaling that a JSON object of parameters describes."""
     kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
     kind = aliases.get(kind, kind)
     if kind == "default":
@@ -60,7 +60,7 @@ def read_scaling(raw: Keys, scaling: Keys, theta: float, *, rotary_dim: int, ali
 
 
 def mscale(scale: float, weight: float = 1.0) -> float:
-    """YaRN's growth of the attention with the stretch: 0.1 weight ln(scale) + 1, and 1 without a stretch."""
+    """YaRN's factor on attention for a stretch by ``scale``: 0.1 weight ln(scale) + 1, or 1 without a stretch."""
     return 1.0 if scale <= 1 else 0.1 * weight * math.log(scale) + 1.0
 
 
@@ -124,12 +124,12 @@ def _longrope(raw: Keys, scaling: Keys, rotary_dim: int) -> LongRopeScaling:
 
 
 def _factor(raw: Keys, scaling: Keys) -> float:
-    """The stretch stated, or the declared context over the original one."""
+    """The stated stretch factor, or the declared context length divided by the original one."""
     return scaling.optional_positive("factor") or raw.count("max_position_embeddings") / _original(raw, scaling)
 
 
 def _original(raw: Keys, scaling: Keys) -> int:
-    """The context before stretching; Phi-3 states it beside the scaling, not in it."""
+    """The context length before stretching; Phi-3 states it outside the scaling object."""
     where = scaling if scaling.get("original_max_position_embeddings") is not None else raw
     original = where.count("original_max_position_embeddings", raw.count("max_position_embeddings"))
     if original < 2:

@@ -1,4 +1,4 @@
-"""StableLM: LayerNorm, partly rotated heads, and in the later ones norms of each head and parallel layers."""
+"""StableLM: LayerNorm, partly rotated heads, and in later models norms per head and parallel layers."""
 
 import re
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ _NORM = re.compile(r"(.+\.[qk])_layernorm\.norms\.(\d{1,5})\.weight")
 
 
 def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
-    """The norms of the heads, one tensor each, as one of shape (heads, h)."""
+    """Stack the norms of the heads (one tensor per head) to one tensor of shape (heads, h)."""
     out: dict[str, Stored] = {}
     norms: dict[str, dict[int, Stored]] = {}
     for name, stored in tensors.items():

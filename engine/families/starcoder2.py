@@ -36,7 +36,7 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
-    """The conversion does not write the window, and llama.cpp has none."""
+    """The conversion does not write the window, and llama.cpp does not use it."""
     return {**layer_norm_keys(file), "use_bias": has_qkv_bias(file)}
 
 

@@ -1,4 +1,4 @@
-"""Tensors of fused projections taken apart, and rotated heads put into the engine's order."""
+"""Split fused projections, and reorder rotated heads to the engine's layout."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from engine.weights.lazy import Stored, StoredTensor, loaded
 
 
 def all_loaded(tensors: Mapping[str, Stored]) -> dict[str, Tensor]:
-    """Every tensor read, for families whose tensors change as a whole."""
+    """Read every tensor, for families that change whole tensors."""
     return {name: loaded(tensor) for name, tensor in tensors.items()}
 
 
@@ -37,9 +37,9 @@ _LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d{1,5})\.(.+)\.(weight|bia
 
 
 def renamed(name: str, parts: Mapping[str, str], ends: Mapping[str, str]) -> str:
-    """Our name of a tensor by the family's names of what a layer has (``parts``) and what is outside (``ends``).
+    """Our name of a tensor, from the family's names inside a layer (``parts``) and outside the layers (``ends``).
 
-    A name that is in neither stays. A leading "transformer." or the like is no part of the names in ``ends``.
+    Other names are unchanged. Names in ``ends`` have no prefix such as "transformer.".
     """
     match = _LAYER.fullmatch(name)
     if match is not None:
@@ -51,7 +51,7 @@ def renamed(name: str, parts: Mapping[str, str], ends: Mapping[str, str]) -> str
 
 
 def split_gate_up(name: str, stored: Stored, config: ModelConfig) -> dict[str, Stored]:
-    """``mlp.gate_up_proj`` as gate_proj and up_proj; anything else as it is."""
+    """``mlp.gate_up_proj`` as gate_proj and up_proj; other tensors are unchanged."""
     stem, _, kind = name.rpartition(".")
     if not stem.endswith(".gate_up_proj"):
         return {name: stored}
@@ -89,7 +89,7 @@ def renamed_with_groups(
 
 
 def _of_groups(stored: Stored, first: int, n: int, config: ModelConfig) -> Stored:
-    """``n`` heads of each group, from its head ``first`` on."""
+    """The rows of ``n`` heads of each group, from head ``first`` of the group on."""
 
     def change(tensor: Tensor) -> Tensor:
         groups = tensor.reshape(config.n_kv_heads, -1, config.head_dim, *tensor.shape[1:])
@@ -100,7 +100,7 @@ def _of_groups(stored: Stored, first: int, n: int, config: ModelConfig) -> Store
 
 
 def experts_apart(name: str, stored: Stored) -> dict[str, Stored]:
-    """Experts that lie in one tensor, outputs first, the gate's before up's: one by one, by our names of them."""
+    """Split experts stored in one tensor (outputs first, gate before up) into one tensor per expert, by our names."""
     prefix, _, part = name.rpartition(".experts.")
     if part not in ("gate_up_proj", "down_proj"):
         return {name: stored}
@@ -117,13 +117,13 @@ def experts_apart(name: str, stored: Stored) -> dict[str, Stored]:
 
 
 def _entry(stored: Stored, index: int) -> Stored:
-    """One entry of the first dimension, read alone where that can be done."""
+    """One entry of the first dimension, read separately if possible."""
     one = rows_of(stored, index, index + 1)
     return one[0] if isinstance(one, Tensor) else one.then(lambda t: t[0], one.shape[1:])
 
 
 def rows_in_order(stored: Stored, parts: Mapping[str, Tensor]) -> dict[str, Stored]:
-    """Tensors of some rows each, which together are all of them; blocks of few bits stay as they are stored."""
+    """Distribute all rows of a matrix among ``parts`` (row numbers by name); quantised blocks stay as stored."""
     order = torch.cat(list(parts.values()))
     whole = stored[order] if isinstance(stored, Tensor) else stored.reordered(lambda t: t[order], stored.shape[0])
     out: dict[str, Stored] = {}
@@ -143,10 +143,10 @@ _TURNED = re.compile(r".+\.[qk]_(proj|norm)\.(weight|bias)")
 
 
 def in_halves(name: str, stored: Stored, config: ModelConfig) -> Stored:
-    """Queries and keys that turn in pairs side by side, and norms of each head, put into the engine's order."""
+    """Reorder queries, keys and per-head norms from adjacent pairs to the engine's layout (halves)."""
     match = _TURNED.fullmatch(name)
     if match is None or (stored.shape[0] % config.head_dim and match[1] == "proj"):
-        return stored  # a wrong shape is refused where all shapes are checked
+        return stored  # a wrong shape is refused later, with all shapes
     rotary_dim = config.rotary_dim or config.head_dim
 
     def change(tensor: Tensor) -> Tensor:
@@ -161,14 +161,14 @@ def in_halves(name: str, stored: Stored, config: ModelConfig) -> Stored:
 
 
 def pairs_restored(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
-    """`in_halves` of a tensor of a GGUF file, which llama.cpp turns in pairs as Hugging Face's layout does."""
+    """`in_halves` for a GGUF tensor: llama.cpp rotates these heads in adjacent pairs, like Hugging Face's layout."""
     found = in_halves(name, stored, config)
     assert isinstance(found, StoredTensor)
     return found
 
 
 def half_split(weight: Tensor, *, rotary_dim: int) -> Tensor:
-    """Rows (..., rotary_dim, inputs) from pairs side by side (0 1 2 3) to halves (0 2 1 3)."""
+    """Rows (..., rotary_dim, inputs) from adjacent pairs (0 1 2 3) to halves (0 2 1 3)."""
     *lead, rows, inputs = weight.shape
     if rows != rotary_dim:
         raise CheckpointError(f"{rows} rows were to be rotated; expected {rotary_dim}")
