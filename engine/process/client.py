@@ -22,7 +22,7 @@ from engine.process.events import Cancel, encode, ends
 from engine.process.session import Session
 from engine.records import Event, Request
 
-# Ctrl-C wakes a waiting main thread only if the system hands the signal to that thread; so never wait for long.
+# Ctrl-C wakes a waiting main thread only if the system delivers the signal to that thread: never wait for long.
 _INTERRUPTIBLE_S = 0.25
 
 
@@ -32,14 +32,15 @@ def default_command() -> tuple[str, ...]:
 
 
 class EngineClient:
-    """Talks to one engine process, started by the first request and again by the first after its end.
+    """Talks to one engine process, started by the first request, and restarted by the first request after it has
+    ended.
 
-    Thread-safe. No method but `stream` and `close` ever waits. Every request gets exactly one terminal event
+    Thread-safe. Only `stream` and `close` wait. Every request gets exactly one terminal event
     (`engine.process.events.ends`); if the process dies first, that event is `EngineExited`.
     """
 
     def __init__(self, command: Sequence[str] | None = None, *, grace_s: float = 1.0) -> None:
-        """`command` replaces the one that starts the engine; `grace_s`: time to leave before a kill."""
+        """`command` replaces the one that starts the engine; `grace_s`: time to exit before it is killed."""
         self._command = tuple(command) if command is not None else default_command()
         self._grace_s = grace_s
         self._lock = threading.Lock()
@@ -63,7 +64,7 @@ class EngineClient:
     def submit(self, request: Request) -> int:
         """Send a request, and start the process if none is alive. Returns the number that its events carry.
 
-        Raises `ProtocolError` for text that is no Unicode, `EngineFailure` after `close`.
+        Raises `ProtocolError` for text that is not valid Unicode, `EngineFailure` after `close`.
         """
         with self._lock:
             return self._submit(request)
@@ -89,7 +90,7 @@ class EngineClient:
     def close(self, grace_s: float | None = None) -> None:
         """End the process and wait until it has exited. Open streams end with `EngineExited`.
 
-        It is killed after `grace_s` (the client's own where None is given).
+        It is killed after `grace_s` (None: the client's own value).
         """
         with self._lock:
             self._closed = True

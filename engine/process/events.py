@@ -1,12 +1,12 @@
-"""The protocol between the app and the engine process: one JSON object a line, typed, without torch.
+"""The protocol between the app and the engine process: one typed JSON object per line, without torch.
 
 Requests go to the engine's stdin, events come from its stdout. Each line is one record of this module
 with a ``"type"`` field that names its class. Timestamps are raw ``time.perf_counter_ns`` values of the
-engine process: only differences mean something, and rates are made from them in `engine.measure.timing` alone.
+engine process: only differences are meaningful, and rates are computed from them in `engine.measure.timing` alone.
 
-The records are ``msgspec.Struct``: frozen, checked when a line is decoded, encoded without any code here. Those of
-measurements are declared in `engine.measure.kinds`, those of a run in `engine.generation_events`, what all have in
-common in `engine.records`.
+The records are ``msgspec.Struct``: frozen, checked when a line is decoded, encoded without any code here.
+`engine.measure.kinds` declares the records of measurements, `engine.generation_events` those of a run, and
+`engine.records` what all have in common.
 Every request ends in exactly one terminal event: a `LastEvent`, or `Loaded` for a `Load`.
 """
 
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class ProtocolError(EngineFailure):
-    """A line that is no record of this protocol. `message` says what is wrong with it."""
+    """A line that is not a record of this protocol. `message` says what is wrong with it."""
 
 
 Role = Literal["system", "user", "assistant"]
@@ -46,11 +46,11 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Generate(OnModel, frozen=True, kw_only=True):
     """Continue a prompt: text, ids, or the turns of a chat (exactly one of the three).
 
-    Turns are put into the model's own template. `reuse`: what the cache still holds of the last run is not run again,
-    as far as the new prompt begins with it (a chat's earlier turns).
+    Turns are formatted with the model's own template. `reuse`: the prefix that the prompt shares with the last run,
+    such as the earlier turns of a chat, is taken from the cache.
 
-    The request says everything, so a `model` of None is the bundled model even after another one was loaded. The model
-    is loaded (and `Loaded` sent) only if it is not the one in memory. Temperature 0 is greedy.
+    A request is complete by itself, so a `model` of None is the bundled model even after another one was loaded. The
+    model is loaded (and `Loaded` sent) only if it is not the one in memory. Temperature 0 is greedy.
     """
 
     prompt: str | None = None
@@ -64,27 +64,27 @@ class Generate(OnModel, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     model_sampling: bool = False
-    """A temperature of 0 and options of None are what the model's generation_config.json says."""
+    """A temperature of 0 and options of None are replaced by the model's generation_config.json."""
     stop: tuple[str, ...] = ()
     """Texts that end the run; neither they nor what follows is part of the text."""
     thinking: bool | None = None
-    """What chat templates know as enable_thinking; None leaves it to the template."""
+    """The template variable enable_thinking; None leaves it to the template."""
     seed: int | None = None
     use_cache: bool = True
     cache: CacheKind = "full"
     reuse: bool = False
     speculate: Speculate | None = None
-    """Tokens are drafted, and one pass decides on several. They are the same tokens, and come faster or not."""
+    """Speculative decoding: one pass verifies several drafted tokens. It never changes the tokens, only the speed."""
 
 
 class Cancel(Request, frozen=True, kw_only=True):
-    """Stop the request `target_id`, running or queued; it then ends early. Has no answer of its own."""
+    """Stop the request `target_id`, running or queued; it then ends early. There is no separate answer."""
 
     target_id: int
 
 
 class Shutdown(Request, frozen=True, kw_only=True):
-    """Stop what runs and leave with exit code 0. Has no answer."""
+    """Stop the running request and exit with code 0. There is no answer."""
 
 
 # --- events: engine -> app --------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class Loaded(Event, frozen=True, kw_only=True):
 
 
 class Failed(LastEvent, frozen=True, kw_only=True):
-    """The request ended in an error, said in one sentence. The engine lives on.
+    """The request ended in an error, described in one sentence. The engine keeps running.
 
     `kind`: "input" = the request or a file it names is wrong; "memory" = it did not fit; "engine" = a defect.
     """
@@ -128,7 +128,7 @@ class EngineExited(LastEvent, frozen=True, kw_only=True):
 
 
 REQUESTS = (Load, Generate, MeasureOwnTimes, *dict.fromkeys(m.request for m in MEASUREMENTS.values()), Cancel, Shutdown)
-"""Every request there is."""
+"""All types of requests."""
 EVENTS = (
     Ready,
     Progress,
@@ -142,7 +142,7 @@ EVENTS = (
     Cancelled,
     EngineExited,
 )
-"""Every event there is."""
+"""All types of events."""
 
 _ENCODER = msgspec.json.Encoder()
 _EVENT_DECODER: msgspec.json.Decoder[Event] = msgspec.json.Decoder(reduce(or_, EVENTS))
@@ -156,7 +156,7 @@ def ends(request: Request, event: Event) -> bool:
 
 
 def encode(record: Record) -> bytes:
-    """One line of the protocol, newline included; `ProtocolError` for text that is no Unicode."""
+    """One line of the protocol, newline included; `ProtocolError` for text that is not valid Unicode."""
     try:
         return _ENCODER.encode(record) + b"\n"
     except UnicodeEncodeError as error:
@@ -164,12 +164,12 @@ def encode(record: Record) -> bytes:
 
 
 def decode_event(line: bytes | str) -> Event:
-    """The event in a line of the engine's stdout; `ProtocolError` if it is none."""
+    """The event in a line of the engine's stdout; raises `ProtocolError` if there is none."""
     return _decode(_EVENT_DECODER, line, "an engine event")
 
 
 def decode_request(line: bytes | str) -> Request:
-    """The request in a line of the engine's stdin; `ProtocolError` if it is none."""
+    """The request in a line of the engine's stdin; raises `ProtocolError` if there is none."""
     return _decode(_REQUEST_DECODER, line, "an engine request")
 
 

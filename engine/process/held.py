@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class _Held:
-    """A model, what it was loaded from, how long that took, and what belongs to it."""
+    """A loaded model, its source and load time, and objects that belong to it."""
 
     key: tuple[object, ...]
     model: LoadedModel
@@ -40,10 +40,10 @@ class _Held:
     """The cache that the next run of the same chat or prompt starts from."""
     rates: Rates | None = None
     own_times: dict[tuple[int, bool], tuple[Needs, OwnTimes]] = field(default_factory=dict)
-    """What its own operators took, by threads and whether the compiled step ran, and how far that reaches."""
+    """Measured operator times and their range, by number of threads and whether the compiled step ran."""
     compilation: "Compilation | None" = None
     told: str | None = None
-    """The note on the compiled step that was sent last."""
+    """The last note sent on the compiled step."""
 
     def loaded(self) -> Loaded:
         """The event that describes it; from now on this is what the app knows."""
@@ -52,7 +52,7 @@ class _Held:
 
 
 class HeldModel:
-    """Loads models, and keeps the one that was loaded last until another one is asked for."""
+    """Loads models, and keeps the last one in memory until another one is requested."""
 
     def __init__(self) -> None:
         self._held: _Held | None = None
@@ -77,7 +77,7 @@ class HeldModel:
     def own_times(
         self, needs: Needs, should_stop: ShouldStop, *, budget_s: float = BUDGET_S
     ) -> tuple[OwnTimes | None, str]:
-        """What the model's own operators take as it runs now, measured once; or None, and why. Raises Stopped."""
+        """The measured times of the model's own operators (measured once), or None and the reason. Raises Stopped."""
         held = self._held
         assert held is not None
         if note := unmeasured(held.model.decoder):
@@ -95,16 +95,16 @@ class HeldModel:
         return known[1], ""
 
     def timer_of(self, decoder: Decoder, needs: Needs) -> OwnTimer | None:
-        """What times the operators of `decoder`, the model held or made from it; None for several ranks."""
+        """The timer for operators of `decoder`, which is the held model or derived from it; None with several ranks."""
         if unmeasured(decoder):
             return None
         rate = self._held.rates.matmul_flops_per_s if self._held is not None and self._held.rates is not None else 0.0
         return OwnTimer(decoder=decoder, needs=needs, chunk=self.prefill_chunk, flops_per_s=rate)
 
     def hold(self, request: OnModel, should_stop: ShouldStop) -> Generator[Event, None, LoadedModel]:
-        """The model that a request names: the one held if it is the same file, dtype and device, else loaded.
+        """The model that a request names: the held one if file, dtype and device are the same, else a newly loaded one.
 
-        Raises EngineError and Stopped: after that a model that had to be loaded is not held.
+        Raises EngineError and Stopped; a model that had to be loaded is then not held.
         """
         check_threads(request.threads)
         check_ranks(request.tp)
@@ -122,9 +122,9 @@ class HeldModel:
         return held.model
 
     def replace(self, request: OnModel, should_stop: ShouldStop) -> Generator[Progress, None, LoadedModel]:
-        """Let go of the model held, so that its memory is free, and load the one that a request names. Raises Stopped.
+        """Release the held model to free its memory, then load the one that a request names. Raises Stopped.
 
-        Nothing else is done yet: neither are rates measured nor is anybody told.
+        It neither measures rates nor sends an event: see `announce`.
         """
         self.release()
         self._held = yield from _followed(request, should_stop)
@@ -134,7 +134,7 @@ class HeldModel:
     def speculation(
         self, request: OnModel, asked: Speculate, should_stop: ShouldStop
     ) -> Generator[Event, None, Speculation]:
-        """Who drafts for the model held: a model of its own is loaded if it is not there, and kept beside it.
+        """The drafter for the held model: a draft model is loaded if necessary, and kept in memory too.
 
         Raises EngineError and Stopped.
         """
@@ -145,13 +145,13 @@ class HeldModel:
             return Speculation(asked, PromptLookup(asked.ngram), asked.draft)
         wanted = Load(model=asked.draft, threads=request.threads, device=request.device, compile=request.compile)
         if self._draft is None or self._draft.key != _key(wanted):
-            self._draft = None  # its memory is free before the next one is loaded
+            self._draft = None  # frees its memory before the next one is loaded
             self._draft = yield from _followed(wanted, should_stop)
             self.use_threads(request.threads, held.model)
         draft = self._draft
         check_vocabularies(held.model, draft.model)
         for _ in self._set_compiled(draft, request.compile, should_stop):
-            pass  # only the model that is drafted for is told of
+            pass  # only the main model is announced
         drafter = DraftModel(
             draft.model.decoder,
             vocab_size=held.model.config.vocab_size,
@@ -160,7 +160,7 @@ class HeldModel:
         return Speculation(asked, drafter, draft.model.name)
 
     def borrow(self, request: OnModel, should_stop: ShouldStop) -> Generator[Progress, None, LoadedModel]:
-        """The model held, if it is the one; otherwise one loaded for this once, so that the one held stays."""
+        """The held model if it is the requested one; else a model loaded for a single use, and the held one stays."""
         if self._held is not None and self._held.key == _key(request):
             model = self._held.model
         else:
@@ -169,7 +169,7 @@ class HeldModel:
         return model
 
     def announce(self) -> Iterator[Event]:
-        """Tell of a model that `replace` has loaded, with this machine's rates; nothing where there is none."""
+        """Announce a model that `replace` has loaded, with this machine's rates; nothing if there is none."""
         if self._held is not None:
             self._measure_rates()
             yield self._held.loaded()
@@ -180,23 +180,23 @@ class HeldModel:
             self._held.compilation.wait_unless(should_stop)
 
     def use_threads(self, threads: int | None, model: LoadedModel) -> None:
-        """Give torch the threads asked for; else one for a small model, torch's own choice for others.
+        """Set torch's threads as requested; by default 1 for a small model, else torch's own number.
 
-        Threads that wait for the few operations worth splitting cost more than they save: on two busy cores the
+        In a small model, idle threads cost more than they save in the few large operations: on two busy cores the
         assignment's model took 3 to 7 times as long with two threads.
         """
         small = model.decoder.n_parameters < SMALL_MODEL_PARAMETERS
         torch.set_num_threads(threads or (1 if small else self._default_threads))
 
     def release(self) -> None:
-        """Let go of the model; its other ranks end."""
+        """Release the model and end its other ranks."""
         held, self._held, self._draft = self._held, None, None
         close = getattr(held.model.decoder, "close", None) if held is not None else None
         if close is not None:
             close()
 
     def release_if_lost(self) -> None:
-        """Let go of a model of which a rank has ended, so that the next request loads it anew."""
+        """Release a model that has lost a rank, so that the next request reloads it."""
         if self._held is not None and getattr(self._held.model.decoder, "lost", False):
             self.release()
 
@@ -206,10 +206,10 @@ class HeldModel:
 
     @staticmethod
     def _set_compiled(held: _Held, mode: CompileMode, should_stop: ShouldStop) -> Iterator[Event]:
-        """Give the decoder its compiled step, or take it away.
+        """Attach the compiled step to the decoder, or remove it.
 
-        "on" waits for the build: raises EngineError where there is none to be had, and Stopped. So does "auto" for
-        packed weights, without EngineError; what is waited for is told before.
+        "on" waits for the build; raises EngineError if no build is possible, and Stopped. "auto" also waits for packed
+        weights, without EngineError. An event announces the wait.
         """
         decoder = held.model.decoder
         if mode == "off" or decoder.communication_ns is not None:
@@ -230,7 +230,7 @@ class HeldModel:
 
 
 def _followed(request: OnModel, should_stop: ShouldStop) -> Generator[Progress, None, _Held]:
-    """Load a model and say how far it is. Raises EngineError and Stopped."""
+    """Load a model and report progress. Raises EngineError and Stopped."""
     shown = BUNDLED if request.model is None else Path(request.model).name
     held = yield from followed(lambda watch: _load(request, watch), shown, should_stop)
     return held
@@ -255,12 +255,12 @@ def _load(request: OnModel, watch: Watch) -> _Held:
 
 
 def model_path(model: str | None) -> Path | None:
-    """The path a request names, None for the bundled model."""
+    """The path that a request names; None for the bundled model."""
     return None if model is None or model == BUNDLED else Path(model)
 
 
 def check_vocabularies(model: LoadedModel, draft: LoadedModel) -> None:
-    """Raise OptionError unless a token of the one is that of the other."""
+    """Raise OptionError unless both models have the same vocabulary (added tokens may differ)."""
     pair = f"the draft model {draft.name} and {model.name}"
     if (model.tokenizer is None) != (draft.tokenizer is None):
         raise OptionError("speculate", f"{pair}: only one has a tokenizer, so their tokens cannot be compared")
@@ -273,14 +273,14 @@ def check_vocabularies(model: LoadedModel, draft: LoadedModel) -> None:
 
 
 def _key(request: OnModel) -> tuple[object, ...]:
-    """What makes two requests mean the same model: the same path, unchanged since, dtype, device and ranks."""
+    """The identity of a model: path, modification state of the file, dtype, device and ranks."""
     path, device = model_path(request.model), pick_device(request.device).type
     how = (request.dtype, device, request.tp, request.n_heads)
     if path is None:
         return (BUNDLED, *how)
     try:
         status = path.stat()
-    except (OSError, ValueError):  # ValueError: a character that no path has
+    except (OSError, ValueError):  # ValueError: a character that is invalid in paths
         return (str(path), *how)
     return (str(path.resolve()), status.st_mtime_ns, status.st_size, *how)
 

@@ -1,4 +1,4 @@
-"""The worker's requests: read in a thread, so that a Cancel is seen while something runs. No torch here."""
+"""The worker's requests, read in a thread so that a Cancel arrives while another request runs. No torch here."""
 
 import os
 import threading
@@ -17,7 +17,7 @@ _PARENT_CHECK_S = 0.1
 
 
 class Inbox:
-    """Requests waiting for the worker, in their order, and the stop signal of the one that runs."""
+    """The queue of requests for the worker, and the stop signal of the running request."""
 
     def __init__(self, stream: IO[bytes], emit: Callable[[Event], None]) -> None:
         self._stream = stream
@@ -31,15 +31,15 @@ class Inbox:
         self._parent = os.getppid()
 
     def start(self) -> None:
-        """Begin to read, in a daemon thread."""
+        """Start reading in a daemon thread."""
         threading.Thread(target=self._read, name="engine-inbox", daemon=True).start()
 
     def should_stop(self) -> bool:
-        """Whether the request given out last is cancelled, or the worker is to leave."""
+        """Whether the current request is cancelled, or the worker is to exit."""
         return self._stop.is_set()
 
     def next(self) -> Request | None:
-        """The next request, waiting for one; None when the worker is to leave or there can be no more."""
+        """Wait for the next request; None if the worker is to exit or the input has ended."""
         with self._changed:
             self._current = 0
             self._changed.wait_for(lambda: self._over or self._ended or self._waiting)
@@ -51,7 +51,7 @@ class Inbox:
             return request
 
     def receive(self, line: bytes) -> None:
-        """Take one line of input."""
+        """Process one line of input."""
         try:
             request = decode_request(line)
         except ProtocolError as error:
@@ -68,7 +68,7 @@ class Inbox:
                     self._changed.notify_all()
 
     def end(self) -> None:
-        """Stop what runs, forget what waits, let `next` return None."""
+        """Stop the running request, drop the queue, and let `next` return None."""
         with self._changed:
             self._over = True
             self._stop.set()
@@ -92,16 +92,16 @@ class Inbox:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-        # Whoever piped requests in still gets the answers. But when the parent is gone too, the app has died.
+        # If requests were piped in, their sender still gets the answers. If the parent is gone too, the app has died.
         while os.getppid() == self._parent:
             time.sleep(_PARENT_CHECK_S)
         self.end()
-        time.sleep(_EXIT_GRACE_S)  # what runs may be deep inside torch: a moment, then leave all the same
+        time.sleep(_EXIT_GRACE_S)  # the running request may be deep inside torch: wait a moment, then exit anyway
         os._exit(0)
 
 
 def _id_in(line: bytes) -> int:
-    """The number of a request that cannot be understood otherwise, so that its sender gets the answer."""
+    """The id of an otherwise invalid request, so that its sender gets the answer."""
     try:
         request_id = msgspec.json.decode(line)["request_id"]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, IndexError):

@@ -1,7 +1,7 @@
-"""Requests in, events out: what the engine process does, without the process.
+"""Requests in, events out: the logic of the engine process, without the process.
 
-`Service.answer` serves the worker (`python -m engine serve`) and the command line alike, so both give the same
-events. It keeps the model that was loaded last, so that the next request for it starts at once.
+`Service.answer` serves both the worker (`python -m engine serve`) and the command line, so both give the same
+events. It keeps the last loaded model, so that the next request for it starts at once.
 """
 
 import os
@@ -48,11 +48,10 @@ class Service:
         self.held = HeldModel()
 
     def answer(self, request: Request, should_stop: ShouldStop = never) -> Iterator[Event]:
-        """The events of one request, the terminal one last; raises nothing but KeyboardInterrupt and exits.
+        """The events of one request, the terminal one last; raises only KeyboardInterrupt and SystemExit.
 
-        Refusals and failures end in `Failed`, a request for which `should_stop` turns true in `Cancelled`
-        (a generation that has its model in `GenerationFinished`). Models are loaded in a thread, for which no other
-        request is taken up.
+        Errors end in `Failed`; a request for which `should_stop` becomes true ends in `Cancelled` (or, in a generation
+        whose model is loaded, in `GenerationFinished`). Models are loaded in a thread; no other request runs meanwhile.
         """
         try:
             for event in self._answer(request, should_stop):
@@ -68,7 +67,7 @@ class Service:
             yield failure(error, request.request_id)
 
     def close(self) -> None:
-        """End what the model runs on: other ranks, where it has any."""
+        """End the other ranks of the model, if there are any."""
         self.held.release()
 
     def _answer(self, request: Request, should_stop: ShouldStop) -> Iterator[Event]:
@@ -145,7 +144,7 @@ def _prompt_ids(request: Generate, model: LoadedModel) -> tuple[int, ...]:
 
 
 def _chat_text(request: Generate, model: LoadedModel) -> str:
-    """The turns in the model's template, up to where its answer begins. Raises TokenizerError, PromptError."""
+    """The turns in the model's template, up to the start of its answer. Raises TokenizerError, PromptError."""
     if model.chat is None:
         raise TokenizerError(f"the model {model.name} has no chat template; give a plain prompt")
     turns = [{"role": turn.role, "content": turn.content} for turn in request.turns or ()]
@@ -159,7 +158,7 @@ def _prompt_text(request: Generate, model: LoadedModel) -> str | None:
 
 
 def failure(error: Exception, request_id: int = 0) -> Failed:
-    """What the user is told about an exception. An unexpected one goes to stderr with its traceback."""
+    """The event that reports an exception. Unexpected exceptions also go to stderr with a traceback."""
     if isinstance(error, EngineError):
         return Failed(request_id=request_id, kind=error.kind, message=error.message)
     if is_out_of_memory(error):

@@ -1,8 +1,8 @@
 """One engine process from its start to its end, for `engine.process.client`. No torch here.
 
-Two daemon threads serve a process: one starts it and reads its events, one writes the requests. So nothing
-here makes the caller wait, not even a full pipe. The process leads a session of its own, so that Ctrl-C in
-the terminal reaches the app alone; when the app dies, the process reads the end of its stdin and leaves.
+Two daemon threads serve a process: one starts it and reads its events, one writes the requests. So the caller
+never waits, not even for a full pipe. The process has its own session, so that Ctrl-C in the terminal reaches
+only the app; if the app dies, the process reads the end of its stdin and exits.
 """
 
 import contextlib
@@ -115,7 +115,7 @@ class Session:
         )
 
     def _read(self, process: subprocess.Popen[bytes]) -> str:
-        """Deliver events until the stream ends; the reason when it stops being the protocol, else ""."""
+        """Deliver events until the stream ends; returns an error if a line violates the protocol, else ""."""
         assert process.stdout is not None
         with process.stdout as stdout:
             for line in stdout:
@@ -202,7 +202,7 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill the process with its children (it leads its own group), unless it is reaped already."""
     if process.poll() is not None:
         return
-    if sys.platform == "win32":  # has no groups of processes
+    if sys.platform == "win32":  # a system without process groups
         process.kill()
         return
     with contextlib.suppress(ProcessLookupError):

@@ -1,8 +1,8 @@
 """The engine process: requests as JSON lines on stdin, events as JSON lines on stdout.
 
-Stdout carries the protocol only: its descriptor is taken over at the start, and whatever anything prints goes
-to stderr. The process ends when it is told to, when its stdin has ended and all is answered (at once if its
-parent is gone), or when nobody reads.
+Stdout carries the protocol only: its descriptor is taken over at the start, and anything that code prints goes
+to stderr. The process ends on request, when its stdin has ended and all requests are answered (at once if its
+parent is gone), or when nobody reads its output.
 """
 
 import os
@@ -26,7 +26,7 @@ class Outlet:
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        """Send one event at once. When nobody reads any more, the process ends."""
+        """Send one event immediately. If nobody reads any more, the process ends."""
         try:
             line = encode(event)
         except ProtocolError as error:
@@ -40,12 +40,12 @@ class Outlet:
 
 
 def serve() -> int:
-    """Answer requests until the end; the exit code. Takes over the process's stdin and stdout."""
+    """Answer requests until the end; returns the exit code. Takes over the process's stdin and stdout."""
     emit = Outlet(_take_over_stdout())
     inbox = Inbox(os.fdopen(os.dup(0), "rb"), emit)
     inbox.start()
 
-    from engine.process.service import Service, ready  # torch: seconds; requests are read meanwhile
+    from engine.process.service import Service, ready  # imports torch, which takes seconds; requests are read meanwhile
 
     emit(ready())
     service = Service()
@@ -67,7 +67,7 @@ def run(service: "Service", inbox: Inbox, emit: Outlet) -> None:
 
 
 def _take_over_stdout() -> IO[bytes]:
-    """A private stream to the real stdout; descriptor 1 and `sys.stdout` lead to stderr from here on."""
+    """A private stream to the real stdout; descriptor 1 and `sys.stdout` write to stderr from now on."""
     sys.stdout.flush()
     private = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
