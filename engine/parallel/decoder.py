@@ -1,7 +1,7 @@
-"""The decoder of one rank, the leader that announces each pass, and the loop in which the other ranks follow.
+"""The decoder of one rank, the leader that announces each pass, and the loop of the other ranks, which follow it.
 
-Every rank runs the same forward pass on its share; sums over ranks stand where a projection gives back the hidden
-size. Rank 0 leads: it is an ordinary `Decoder` to whoever calls it, and announces each pass to the others.
+Every rank runs the same forward pass on its shard; an all-reduce follows each projection back to the hidden size.
+Rank 0 leads: to its caller it is an ordinary `Decoder`, and it announces each pass to the others.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ ROW_PARALLEL = ("o_proj", "down_proj")
 
 
 class RowParallel:
-    """A linear layer whose inputs are divided among ranks: the parts are summed, and the bias is added once."""
+    """A row-parallel linear layer (its inputs are split): partial results are summed, and the bias is added once."""
 
     __slots__ = ("bias", "group", "weight")
 
@@ -51,7 +51,7 @@ class RowParallel:
 
 
 class VocabularyHead:
-    """The head whose outputs are divided: rank 0 gets all logits, the others zeros of that shape."""
+    """The output head split by vocabulary: rank 0 gathers all logits, the others get zeros of that shape."""
 
     def __init__(self, part: LinearLike, vocab_size: int, group: Group) -> None:
         self.part = part
@@ -70,7 +70,7 @@ class VocabularyHead:
 
 
 class RankDecoder(Decoder):
-    """A `Decoder` that holds one rank's share. Its logits are whole on rank 0."""
+    """A `Decoder` with the shard of one rank. Only rank 0 has complete logits."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], group: Group) -> None:
         self.group = group
@@ -91,7 +91,7 @@ class RankDecoder(Decoder):
 
     def _linear(self, weights: Weights, *names: str) -> LinearLike:
         if names == ("model.embed_tokens",):
-            assert isinstance(self.embedding, Tensor)  # ranks hold plain tables
+            assert isinstance(self.embedding, Tensor)  # ranks have plain embedding tables
             return Linear(self.embedding)
         made = Linear.of(weights, *names)
         return RowParallel(made, self.group) if names[0].endswith(ROW_PARALLEL) else made
@@ -106,7 +106,7 @@ class RankDecoder(Decoder):
     def _logits(self, x: Tensor) -> Tensor:
         if self.group.rank == 0:
             return super()._logits(x)
-        return self.head(self.norm(x))  # only the shape is of use here
+        return self.head(self.norm(x))  # only the shape is used here
 
     def new_cache(
         self, capacity: int, batch_size: int = 1, *, kind: CacheKind = "full", padding: Sequence[int] | None = None
@@ -149,9 +149,9 @@ class LeaderDecoder(RankDecoder):
         last_only: bool = False,
         should_stop: Callable[[], bool] | None = None,
     ) -> Tensor:
-        """As `Decoder.forward`. Arguments are checked before any other rank is told of them.
+        """As `Decoder.forward`. Arguments are checked before they are sent to other ranks.
 
-        ``should_stop`` is not asked: the others are on their way through the same layers.
+        ``should_stop`` is not called: the other ranks are already running the same layers.
         """
         n_new = ids.size(1)
         if cache is not None:
@@ -172,7 +172,7 @@ class LeaderDecoder(RankDecoder):
     def new_cache(
         self, capacity: int, batch_size: int = 1, *, kind: CacheKind = "full", padding: Sequence[int] | None = None
     ) -> Cache:
-        """A cache on every rank. Raises OutOfMemory when a rank has no room for it."""
+        """A cache on every rank. Raises OutOfMemory if a rank has no memory for it."""
         cache = super().new_cache(capacity, batch_size, kind=kind, padding=padding)
         self._n_caches += 1
         handle = self._n_caches

@@ -1,4 +1,4 @@
-"""The ranks of one model as a group: four timed collectives. A failure says which rank is gone."""
+"""The ranks of one model as a group: four timed collectives. An error says which rank is lost."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ class Group:
     def join(
         cls, rank: int, size: int, device: torch.device, store: Store, *, lost: Callable[[], str] | None = None
     ) -> "Group":
-        """Meet the other ranks at `store`. Raises RankLost where one does not come."""
+        """Join the group through `store`. Raises RankLost if another rank does not join."""
         backend = "nccl" if device.type == "cuda" else "gloo"
         try:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
@@ -75,7 +75,7 @@ class Group:
         return parts
 
     def _timed(self, call: Callable[[], T]) -> T:
-        synchronize(self.device)  # or the time would be that of what was given to the GPU before
+        synchronize(self.device)  # else the time would include earlier work queued on the GPU
         start = time.perf_counter_ns()
         try:
             result = call()

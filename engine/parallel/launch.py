@@ -44,7 +44,7 @@ class Ranks:
         self._processes: list[tuple[int, subprocess.Popen[bytes], IO[bytes]]] = []
 
     def start(self, rank: int, arguments: list[str], environment: Mapping[str, str]) -> None:
-        """Start a rank. Its stdin stays open as long as this process lives: its end tells the rank to stop."""
+        """Start a rank. Its stdin stays open while this process lives; its end tells the rank to stop."""
         errors = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process)
         process = subprocess.Popen(
             [sys.executable, "-m", "engine.parallel", *arguments],
@@ -57,11 +57,11 @@ class Ranks:
         self._processes.append((rank, process, errors))
 
     def lost(self) -> str:
-        """A sentence about a rank that has ended, or ends within a moment; empty while all of them run."""
+        """A sentence about a rank that has ended, or ends within a moment; empty if all are running."""
         return self.ended(_GRACE_S)
 
     def ended(self, grace_s: float = 0.0) -> str:
-        """A sentence about a rank that has ended; empty while all of them run."""
+        """A sentence about a rank that has ended; empty if all are running."""
         for rank, process, errors in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(grace_s)
@@ -73,7 +73,7 @@ class Ranks:
         return ""
 
     def end(self, patience_s: float = _PATIENCE_S) -> None:
-        """End all ranks. ``patience_s``: how long they have to end by themselves before they are killed."""
+        """End all ranks. ``patience_s``: time to exit by themselves before they are killed."""
         for _, process, _ in self._processes:
             if process.stdin is not None:
                 with contextlib.suppress(OSError):
@@ -105,8 +105,8 @@ def load_parallel(
 ) -> LoadedModel:
     """The model on `tp` ranks; its decoder is rank 0, a `LeaderDecoder` (close it when done).
 
-    Under torchrun the other ranks are there already and come through `follow_torchrun`. Raises OptionError for a
-    degree that does not fit the model, RankLost when a rank ends, and what `load_checkpoint` raises. ``watch`` counts
+    Under torchrun the other ranks already exist and run `follow_torchrun`. Raises OptionError for a TP degree that does
+    not fit the model, RankLost when a rank ends, and what `load_checkpoint` raises. ``watch`` counts
     the bytes that rank 0 takes.
     """
     watch = watch or Watch()
@@ -143,7 +143,7 @@ def _start(
         group = Group.join(0, tp, rank_device(device, 0), store, lost=ranks.lost)
         return _load(path, dtype=dtype, group=group, ranks=ranks, watch=watch)
     except BaseException:
-        ranks.end(patience_s=0)  # before the group, which waits for what they have begun
+        ranks.end(patience_s=0)  # before the group, which would wait for their pending operations
         if dist.is_initialized():
             dist.destroy_process_group()
         raise
@@ -160,12 +160,12 @@ def _await_ranks(store: TCPStore, tp: int, ranks: Ranks, watch: Watch) -> None:
 
 
 def _here(rank: int) -> str:
-    """The key in the store that says that a rank is ready."""
+    """The key that a rank sets in the store when it is ready."""
     return f"here/{rank}"
 
 
 def _use_loopback() -> None:
-    """gloo asks the name server for this machine's address unless it is told an interface."""
+    """Tell gloo the loopback interface; else it looks up this machine's address by name."""
     names = [name for _, name in socket.if_nameindex()]
     for name in ("lo", "lo0"):
         if name in names:
@@ -256,7 +256,7 @@ def follow_torchrun(path: str | None, dtype: str, device: str = "cpu") -> int:
     try:
         _follow(path, dtype, group)
     except RankLost:
-        return 0  # rank 0 says what happened
+        return 0  # rank 0 reports the error
     return 0
 
 

@@ -1,7 +1,8 @@
 """Which part of every weight a tensor-parallel rank holds (Shoeybi et al. 2019, section 3; vLLM's QKVParallelLinear).
 
-Projections into heads, MLPs and the vocabulary are divided by their outputs, those back to the hidden size by their
-inputs; a KV head is repeated where there are more ranks than heads; norms, routers and what makes a latent are whole.
+Projections to heads, MLPs and the vocabulary are column-parallel (split by outputs), those back to the hidden size
+row-parallel (split by inputs). With more ranks than KV heads, a KV head is replicated; so are norms, routers and the
+projections to latent vectors.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ class Shard:
 
 
 def check_tp(config: ModelConfig, tp: int) -> None:
-    """Raise OptionError unless `tp` ranks can share the model in whole heads."""
+    """Raise OptionError unless the model can be split over `tp` ranks in whole heads."""
     if not 1 <= tp <= MAX_RANKS:
         raise OptionError("tp", f"tp is {tp}; from 1 to {MAX_RANKS} ranks can be started")
     if tp > 1 and config.qk_norm and config.qk_norm_kind != "head":
@@ -96,7 +97,7 @@ def _columns(tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:
 
 
 def _kv_rows(tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:
-    """The KV heads that this rank's query heads need: its own part, or one that it shares with other ranks."""
+    """The KV heads that this rank's query heads need: its own part, or a head replicated on several ranks."""
     n_own = max(1, config.n_kv_heads // shard.tp)
     first = shard.rank * config.n_kv_heads // shard.tp
     return tensor[first * config.head_dim : (first + n_own) * config.head_dim]
@@ -118,7 +119,7 @@ def _whole(tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:
     return tensor
 
 
-# By the end of a weight's module name. A bias goes with its outputs: with the rows, or whole where inputs are divided.
+# By the suffix of the module name. A bias is split with the outputs, and stays whole if inputs are split.
 _CUTS: Mapping[str, Cut] = {
     "embed_tokens": _vocabulary,
     "lm_head": _vocabulary,
@@ -146,7 +147,7 @@ _WHOLE = (
 
 
 def cut(name: str, tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:
-    """The rank's part of a weight: a view unless it must be padded. Raises OptionError for an unknown name."""
+    """The rank's shard of a weight: a view unless it must be padded. Raises OptionError for an unknown name."""
     module, _, kind = name.rpartition(".")
     how = _CUTS.get(module.rpartition(".")[2])
     if how is None:
@@ -159,7 +160,7 @@ def cut(name: str, tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:
 
 
 class ShardedWeights(Mapping[str, Tensor]):
-    """One rank's part of all weights, cut when the decoder asks for them. `n_bytes` counts the bytes handed out."""
+    """One rank's part of all weights, sliced when the decoder requests them. `n_bytes` counts the bytes returned."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._weights = weights
