@@ -22,9 +22,9 @@ VENDORS = ("NVIDIA", "AMD", "Apple")
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Public runs of this kind: numbers, pairs of model and device, the median error of the middle.
+    """Public runs of this kind: number of values, pairs of model and device, median error of the middle estimate.
 
-    `band_covers`: the share that a band made from the other pairs held.
+    `band_covers`: the share of values inside a band derived from the other pairs.
     """
 
     rows: int
@@ -34,7 +34,7 @@ class Accuracy:
 
 
 def accuracy_of(study: Study, asked: Asked) -> Accuracy | None:
-    """For this load, vendor and class of model; None where no such run was compared."""
+    """The accuracy for this load, vendor and class of model; None if no such run was compared."""
     vendor = next((name for name in VENDORS if study.device.name.startswith(name)), "")
     if asked.engine == "llamacpp":
         key = f"llama.cpp, batch 1 · decode_tokens_per_s · {vendor}"

@@ -1,4 +1,4 @@
-"""What is asked of an estimate: an engine, how devices share the model, tokens in and out, how requests come."""
+"""The inputs of an estimate: engine, parallelism, prompt and output tokens, and the load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from calc.servers.records import ModelFacts
 
 SERVERS = ("vllm", "sglang", "trtllm")
-"""Those that spread experts, attend in groups, and have several batches under way in a pipeline."""
+"""Engines that support expert parallelism, attention groups, and several batches in a pipeline."""
 ENGINES = ("vllm", "sglang", "trtllm", "transformers", "llamacpp")
 TITLES = {
     "vllm": "vLLM",
@@ -28,7 +28,7 @@ TITLES = {
 
 
 class Load(StrEnum):
-    """How requests come."""
+    """How requests arrive."""
 
     STATIC = "static"
     CLOSED = "closed"
@@ -37,10 +37,10 @@ class Load(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What is served: `count` is the batch or the number of clients (None: maximum load), `chunk` a prefill chunk.
+    """The workload: `count` is the batch or the number of clients (None: maximum load), `chunk` the prefill chunk.
 
-    `draft`: the model that drafts (None: what drafts is not counted). `facts`: what a server reads from the model's own
-    files.
+    `draft`: the draft model (None: the cost of drafting is not counted). `facts`: the facts that a server reads from
+    the model's own files.
     """
 
     engine: str = "vllm"
@@ -62,7 +62,7 @@ class Asked:
     facts: ModelFacts | None = None
 
     def __post_init__(self) -> None:
-        """Raises SpecError for ways to share a model that the engine does not have."""
+        """Raises SpecError for parallelism that the engine does not support."""
         if self.pp > 1 and self.engine == "llamacpp":
             raise SpecError("pp", "llama.cpp divides layers among the devices of --tp: leave out --pp")
         for name, word in (("ep", "ep"), ("dp_attention", "dp-attention"), ("dcp", "dcp")):
@@ -78,12 +78,12 @@ class Asked:
 
     @property
     def devices(self) -> int:
-        """Devices of a replica."""
+        """Devices per replica."""
         return self.tp * self.pp
 
     @property
     def stages(self) -> int:
-        """Groups of devices that have a part of the layers each. llama.cpp's cards work one after the other."""
+        """Pipeline stages: device groups with a part of the layers each. llama.cpp's devices work in sequence."""
         return self.tp if self.engine == "llamacpp" else self.pp
 
     @property
@@ -93,10 +93,10 @@ class Asked:
 
     @property
     def computed_tokens(self) -> int:
-        """Tokens of a prompt that are not found in the cache."""
+        """Prompt tokens that miss the prefix cache."""
         return max(1, self.prompt_tokens - floor(self.prompt_tokens * self.prefix_hit))
 
     @property
     def step_tokens(self) -> float:
-        """Tokens that a step is expected to give."""
+        """Expected tokens per step and sequence."""
         return step_tokens(self.drafted, self.acceptance)

@@ -1,4 +1,4 @@
-"""How wide a band is: the errors on public runs of its kind (bench/estimates.py)."""
+"""The width of bands: the errors on public runs of the same kind (bench/estimates.py)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from calc.speed.steps import Steps
 
 STUDIED = {"ttft idle": Band(0.85, 1.9)}
-"""From a study of the same public data, for kinds of which too few pairs of model and device were compared."""
+"""From a study of the same public data, for kinds with too few pairs of model and device."""
 
 
 def kind_of(asked: Asked, what: str) -> str:
-    """The kind of a number: ``ttft`` with nothing else under way or loaded, or a token of the load."""
+    """The kind of a value: ``ttft`` on an idle or a loaded server, or the time per token of the load."""
     if asked.engine == "llamacpp":
         return f"llama.cpp {what}"
     if what == "tpot":
@@ -28,28 +28,28 @@ def kind_of(asked: Asked, what: str) -> str:
 
 
 def class_of(device_name: str, *, experts: bool) -> str:
-    """What runs are alike: those of AMD, where software decides, else those of a class of models."""
+    """Which runs are comparable: all AMD runs, where software dominates the error; else runs of a class of models."""
     return "AMD" if device_name.startswith("AMD") else "experts" if experts else "dense"
 
 
 def band_for(steps: Steps, what: str, *, experts: bool) -> Band:
-    """The band of a time; wider where no operator of the device, or nothing of the engine, was measured."""
+    """The band of a time; wider if no operator of the device, or nothing of the engine, was measured."""
     kind, name = kind_of(steps.asked, what), class_of(steps.device.spec.name, experts=experts)
     known = known_bands()
     if (own := known.get(f"{kind}, {name}")) is not None and name == "AMD":
         return own
-    band = own or known.get(kind) or STUDIED[kind]  # of all classes where its own has too few pairs
+    band = own or known.get(kind) or STUDIED[kind]  # the band of all classes if this class has too few pairs
     measured = steps.device.constants.known and steps.asked.engine != "transformers"
     return band if measured else widened(band)
 
 
 def known_bands() -> dict[str, Band]:
-    """By kind, and by kind and class."""
+    """The bands by kind, and by kind and class."""
     return {name: Band(low, high) for name, (low, high) in accuracy_document()["bands"].items()}
 
 
 @cache
 def accuracy_document() -> dict[str, Any]:
-    """What bench/estimates.py found."""
+    """The results of bench/estimates.py."""
     document: dict[str, Any] = json.loads(assets.path("estimate_accuracy.json").read_text(encoding="utf-8"))
     return document

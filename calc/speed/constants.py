@@ -1,4 +1,4 @@
-"""What operators reach on a device: constants from microbenchmarks by family, cautious defaults for the others."""
+"""Achieved rates of operators: constants per device family from microbenchmarks, cautious defaults for others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from calc.sources.machine import MARK, machine_or_none
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What one kind of operator reaches: seconds that even an empty one takes, shares of bandwidth and peak."""
+    """Achieved rates of one kind of operator: launch overhead in seconds, shares of bandwidth and of peak FLOP/s."""
 
     t0_s: float
     bandwidth: float
@@ -24,7 +24,7 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An all-reduce: seconds that even an empty one takes, and the bytes per second of a rank's share."""
+    """An all-reduce: latency in seconds, and bytes per second of the data that each rank sends."""
 
     t0_s: float
     bytes_per_s: float
@@ -44,7 +44,7 @@ class Constants:
     source: str
 
     def link(self, tp: int, device: DeviceSpec) -> Link:
-        """The all-reduce of `tp` ranks: as measured for the nearest number of them, else by the interconnect."""
+        """The all-reduce of `tp` ranks: measured for the nearest number of ranks, else from the interconnect."""
         nearest = min(self.all_reduce, key=lambda n: abs(n - tp), default=None)
         if nearest is not None:
             return self.all_reduce[nearest]
@@ -76,7 +76,7 @@ AMD_BANDWIDTH = 0.4
 
 
 def constants_of(device: DeviceSpec) -> Constants:
-    """The constants of the device's family; `DEFAULTS` where no device of it was measured."""
+    """The constants of the device's family; `DEFAULTS` if no device of the family was measured."""
     if MARK in device.name:
         return _of_this_machine() or DEFAULTS
     for family in _families():
@@ -86,7 +86,7 @@ def constants_of(device: DeviceSpec) -> Constants:
 
 
 def _of_this_machine() -> Constants | None:
-    """What `kvscope machine` measured: its rates are those that operators reach, so shares are of the fastest dtype."""
+    """The results of `kvscope machine`: its rates are achieved rates, so the shares refer to the fastest dtype."""
     machine = machine_or_none()
     if machine is None:
         return None
@@ -109,7 +109,7 @@ def _of_this_machine() -> Constants | None:
 
 
 def _slower(constants: Constants) -> Constants:
-    """The same with the share of the bandwidth that public runs on AMD show."""
+    """The same with the lower share of bandwidth that public runs on AMD show."""
 
     def each(reaches: Mapping[str, Reach]) -> dict[str, Reach]:
         return {path: replace(reach, bandwidth=AMD_BANDWIDTH) for path, reach in reaches.items()}
@@ -130,7 +130,7 @@ def _families() -> tuple[dict[str, Any], ...]:
 
 
 def _constants(record: Mapping[str, Any]) -> Constants:
-    """A record of the asset; kinds and paths that were not measured take the defaults."""
+    """Constants from a record of the asset; kinds and paths without measurements get the defaults."""
 
     def reaches(kind: str, defaults: Mapping[str, Reach]) -> dict[str, Reach]:
         measured = {path: Reach(r["t0_us"] / 1e6, r["bandwidth"], r["peak"]) for path, r in record[kind].items()}

@@ -1,5 +1,5 @@
-"""Where the limit of decoding changes: the batch from which arithmetic limits, and the context from which the cache
-does."""
+"""Where the bottleneck of decoding changes: the batch from which it is compute-bound, and the context from which the
+cache dominates the bytes read."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from calc.step.operators import Kind, total
 
 MOST_BATCH, MOST_CONTEXT = 2**20, 2**27
 WEIGHTED = PRODUCTS | {Kind.EXPERTS}
-"""Operators that multiply with weights."""
+"""Operators that multiply by weights."""
 
 
 def compute_bound_batch(steps: Steps) -> int | None:
-    """The smallest batch whose step takes longer to compute than to read, at the asked context; None where none does.
+    """The smallest batch whose step takes longer to compute than to read, at the given context; None if there is none.
 
-    Attention reads a cache of its own for every sequence, so that many models never get there.
+    Attention reads a separate cache for every sequence, so many models never become compute-bound.
     """
 
     def excess_s(batch: int) -> float:
@@ -34,7 +34,7 @@ def compute_bound_batch(steps: Steps) -> int | None:
 
 
 def products_compute_bound_batch(steps: Steps) -> int | None:
-    """The smallest batch whose products with weights take longer to compute than to read; None where none does."""
+    """The smallest batch whose matrix products take longer to compute than to read weights; None if there is none."""
 
     def excess_s(batch: int) -> float:
         products = [one for one in steps.decode(batch, steps.middle).operators if one.operator.kind in WEIGHTED]
@@ -44,7 +44,7 @@ def products_compute_bound_batch(steps: Steps) -> int | None:
 
 
 def compute_bound_prompt(steps: Steps, batch: int = 1) -> int | None:
-    """The shortest prompts of a `batch` that take longer to compute than to read; None where none do."""
+    """The shortest prompt length at which a `batch` of prompts is compute-bound; None if there is none."""
 
     def excess_s(tokens: int) -> float:
         one = replace(steps, asked=replace(steps.asked, prompt_tokens=tokens)).prefill(batch)
@@ -54,7 +54,7 @@ def compute_bound_prompt(steps: Steps, batch: int = 1) -> int | None:
 
 
 def cache_over_weights(steps: Steps, batch: int) -> int | None:
-    """The shortest context at which a step of `batch` reads more cache than weights; None where none does."""
+    """The shortest context at which a step of `batch` reads more cache than weights; None if there is none."""
     step = replace(steps.base, batch=batch, new_tokens=1 + steps.asked.drafted)
     weights = total((one.operator for one in steps.decode(batch, steps.middle).operators), "weight_bytes")
 
@@ -66,9 +66,9 @@ def cache_over_weights(steps: Steps, batch: int) -> int | None:
 
 
 def speculation_pays_to(steps: Steps, room: Room) -> int | None:
-    """The largest batch whose tokens come no later with speculation than without; None where not even one does.
+    """The largest batch whose time per token is not worse with speculation; None if it is worse even for one.
 
-    The most that fit, where it pays for all of them.
+    If speculation pays for every batch that fits, the largest of those.
     """
     plain = replace(steps.asked, drafted=0, acceptance=Fraction(0), draft=None)
     load = Load.STATIC if steps.asked.load is Load.MAX else steps.asked.load
@@ -87,9 +87,9 @@ def speculation_pays_to(steps: Steps, room: Room) -> int | None:
 
 
 def _first(excess: Callable[[int], float], most: int) -> int | None:
-    """The smallest number up to `most` with no negative excess, which stays so from there on.
+    """The smallest number up to `most` from which on the excess is not negative.
 
-    Excess is nearly straight: where the line between both ends crosses is tried first, then the middle, in turn.
+    Excess is nearly linear: the search alternates between linear interpolation and bisection.
     """
     ends = {1: excess(1), most: excess(most)}
     if ends[1] >= 0:

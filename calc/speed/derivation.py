@@ -1,4 +1,4 @@
-"""The derivation of an operator's time, step by step: what `kernels.timed` computes, as displayed formulas."""
+"""The derivation of an operator's time, step by step: the computation of `kernels.timed` as formulas for display."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from calc.step.operators import BETWEEN_RANKS, NONE, Operator, Pass
 
 
 def reached_flops_per_s(*, peak_flops_per_s: Any, peak_share: Any) -> Any:
-    """FLOP/s that an operator reaches."""
+    """Achieved FLOP/s of an operator."""
     return peak_flops_per_s * peak_share
 
 
 def reached_bytes_per_s(*, bandwidth_bytes_per_s: Any, bandwidth_share: Any) -> Any:
-    """B/s that an operator reaches."""
+    """Achieved B/s of an operator."""
     return bandwidth_bytes_per_s * bandwidth_share
 
 
@@ -32,13 +32,13 @@ def one_run_s(
     fullest_flops: Any = 1,
     fullest_bytes: Any = 1,
 ) -> Any:
-    """To start, and the longer of arithmetic and bytes."""
+    """The launch overhead plus the longer of compute and memory time."""
     compute_s = run_flops * filling * fullest_flops / flops_per_s
     return start_s + maximum(compute_s, run_bytes * fullest_bytes / bytes_per_s)
 
 
 def one_exchange_s(*, start_s: Any, link_bytes: Any, bytes_per_s: Any) -> Any:
-    """To start, and what a rank sends to the others."""
+    """The latency plus the time to send a rank's data to the others."""
     return start_s + link_bytes / bytes_per_s
 
 
@@ -99,25 +99,25 @@ def _run(operator: Operator, work: Pass, device: Device) -> tuple[Term, ...]:
 
 
 def token_s(*, step_s: Any, host_s: Any, step_tokens: Any = None, between_s: Any = None) -> Any:
-    """A step with the host's part, over its tokens, and the prompts of others in between."""
+    """Step time with host overhead divided by tokens per step, plus prompts of other requests in between."""
     own = step_s + host_s if step_tokens is None else (step_s + host_s) / step_tokens
     return own if between_s is None else own + between_s
 
 
 def prompts_between_s(*, others: Any, prompt_s: Any, new_tokens: Any) -> Any:
-    """While one request makes its tokens, each of the others sends one prompt."""
+    """While one request generates its tokens, each of the others sends one prompt."""
     return others * prompt_s / new_tokens
 
 
 def tokens_per_s(*, token_s: Any) -> Any:
-    """What one user sees."""
+    """Tokens per second that one user sees."""
     return 1 / token_s
 
 
 def token_terms(steps: Steps, batch: int) -> tuple[Term, ...]:
-    """The expected time per token of a batch, what one user sees, and the prompts of others in between.
+    """The expected time per token of a batch, the rate per user, and the prompts of others in between.
 
-    The step itself is the sum of its operators. An estimate is never below its bound, which is not in here.
+    The step time is the sum over its operators. The lower bound of an estimate is not part of this derivation.
     """
     asked = steps.asked
     between: tuple[Term, ...] = ()

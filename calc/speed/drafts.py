@@ -1,4 +1,4 @@
-"""What drafting gives: tokens per step, and from which acceptance on it pays."""
+"""Speculative decoding: tokens per step, and the acceptance rate from which it pays."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ BISECTIONS = 40
 
 
 def step_tokens(drafted: int, acceptance: Any) -> float:
-    """Tokens that a step is expected to give: 1 + A + A² + … of K drafted ones (Leviathan et al. 2022, (1))."""
+    """Expected tokens per step: 1 + A + A² + … of K drafted ones (Leviathan et al. 2022, (1))."""
     return float(sum(acceptance**i for i in range(drafted + 1)))
 
 
 def acceptance_that_pays(drafted: int, step_ratio: float) -> float | None:
-    """The acceptance from which on K drafted tokens pay, where a step with them takes `step_ratio` times as long.
+    """The acceptance rate from which K drafted tokens pay, if a step with them takes `step_ratio` times as long.
 
-    0 where it takes no longer; None where not even K + 1 tokens per step would pay.
+    0 if it takes no longer; None if even K + 1 tokens per step would not pay.
     """
     if step_ratio <= 1:
         return 0.0

@@ -14,18 +14,18 @@ from calc.speed.spans import Band, Span
 from calc.speed.steps import Steps, has_experts
 
 QUEUE_FACTOR = 0.74
-"""Of sqrt(clients - 1): how prompts wait for one another, fitted on public closed-loop runs."""
+"""Factor on sqrt(clients - 1), for prompts that wait for one another; fitted on public closed-loop runs."""
 MOST_BATCH = 2048
-"""Requests that any engine has under way at once (TensorRT-LLM's default; vLLM and SGLang count fewer)."""
+"""The most concurrent requests of any engine (TensorRT-LLM's default; vLLM and SGLang allow fewer)."""
 FEW = 8
-"""Below so many requests a GB more or less decides the batch."""
+"""With fewer concurrent requests than this, a GB more or less changes the batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Requests that are in memory at once: as the engine reserves memory, and with nothing reserved at all.
+    """Concurrent requests that fit into memory: with the engine's reserve (`fitting`), and with none at all (`most`).
 
-    `refusal`: why the engine would not start at all.
+    `refusal`: why the engine would not start.
     """
 
     fitting: int
@@ -35,9 +35,9 @@ class Room:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """The answer. Times are None where the plan does not fit; then `problem` says why.
+    """The result. Times are None if the plan does not fit; then `problem` says why.
 
-    `limit`: what limits a step, where its operators are not at hand.
+    `limit`: the bottleneck of a step whose operators are not available.
     """
 
     asked: Asked
@@ -59,14 +59,14 @@ class Estimate:
 
     @property
     def limited_by(self) -> str:
-        """What decides the speed of a token."""
+        """The bottleneck of decoding."""
         return self.limit if self.decode is None else self.decode.limited_by
 
 
 def estimate(study: Study, asked: Asked, room: Room) -> Estimate:
-    """Times of `asked` with `room` for so many requests at once.
+    """Times of `asked`, with memory for the requests in `room`.
 
-    Raises SpecError for a device without bandwidth or peak, also where nothing fits.
+    Raises SpecError for a device without bandwidth or peak, even if nothing fits.
     """
     steps = Steps(study=study, asked=asked)
     batch = 0 if steps.device and room.refusal else _batch(asked, room.fitting)
@@ -78,12 +78,12 @@ def estimate(study: Study, asked: Asked, room: Room) -> Estimate:
 
 
 def at_once(steps: Steps, batches: Any) -> Estimate:
-    """Static batches, or clients of a closed loop (two and more), all of which fit: an array of them at once."""
+    """Estimates for an array of static batches or of closed-loop clients (two or more), all of which fit."""
     return _static(steps, batches) if steps.asked.load is Load.STATIC else _closed(steps, batches)
 
 
 def _batch(asked: Asked, fitting: int) -> int:
-    """Requests in a step; 0 where the plan does not fit."""
+    """Requests per step; 0 if the plan does not fit."""
     if asked.load is Load.STATIC:
         return 0 if (asked.count or 1) > fitting else asked.count or 1
     most = min(max(0, fitting), MOST_BATCH)
@@ -91,7 +91,7 @@ def _batch(asked: Asked, fitting: int) -> int:
 
 
 def shortage(asked: Asked, fitting: int) -> str:
-    """Why requests do not fit, of which `fitting` would."""
+    """The message that only `fitting` of the requests fit."""
     whole = f"{asked.context:,} tokens ({asked.prompt_tokens:,} prompt, {asked.new_tokens:,} generated)"
     if fitting < 1:
         return f"no request of {whole} fits beside the weights"
@@ -105,7 +105,7 @@ def _static(steps: Steps, batch: Any) -> Estimate:
 
 
 def _closed(steps: Steps, batch: Any) -> Estimate:
-    """While one request makes its tokens, each other client sends one prompt, which is computed between its steps."""
+    """While one request generates its tokens, each other client sends one prompt, which runs between its steps."""
     prefill_s, least_s = steps.prefill_s()
     between_s = (batch - 1) * steps.prompt_share_s / steps.asked.new_tokens
     tpot = _per_token(steps, batch, between_s=between_s)
@@ -115,7 +115,7 @@ def _closed(steps: Steps, batch: Any) -> Estimate:
 
 
 def _max_load(steps: Steps, batch: int, most: int) -> Estimate:
-    """Every request's prompt and tokens pass through the device; its memory is full of requests half done."""
+    """Maximum load: the device processes all prompts and tokens; memory is full of half-done requests."""
     _, least_s = steps.prefill_s()
     tpot = _per_token(steps, batch, between_s=batch * steps.prompt_share_s / steps.asked.new_tokens)
     alone = steps.decode(1, steps.asked.prompt_tokens).bound_s / steps.asked.step_tokens
@@ -127,7 +127,7 @@ def _max_load(steps: Steps, batch: int, most: int) -> Estimate:
 
 
 def _most_tokens(steps: Steps, most: int) -> Any:
-    """Tokens per second that nothing beats: the whole memory full, steps and prompts overlapping with each other."""
+    """The upper bound of tokens per second: memory completely full, steps and prompts overlapping."""
     decode, prefill = steps.decode(most, steps.asked.prompt_tokens), steps.prefill(steps.asked.dp_attention)
     new_tokens, each = steps.asked.new_tokens, steps.asked.step_tokens
     prompts_s = most / steps.asked.dp_attention * prefill.least_compute_s
@@ -136,7 +136,7 @@ def _most_tokens(steps: Steps, most: int) -> Any:
 
 
 def _per_token(steps: Steps, batch: Any, *, between_s: Any = 0.0) -> Span:
-    """The time per token: a step with the host's part, over its tokens, and the prompts of others in between."""
+    """Time per token: step time with host overhead divided by tokens per step, plus prompts of others in between."""
     each, (drafting_s, least_drafting_s) = steps.asked.step_tokens, steps.drafting(batch)
     expected_s = (steps.step(batch).expected_s + steps.host_s + drafting_s) / each + between_s
     return _band(steps, "tpot").around(expected_s, (steps.least_step_s(batch) + least_drafting_s) / each)
@@ -145,7 +145,7 @@ def _per_token(steps: Steps, batch: Any, *, between_s: Any = 0.0) -> Span:
 def _answer(steps: Steps, batch: Any, ttft: Span, tpot: Span) -> Estimate:
     asked = steps.asked
     e2e = ttft + tpot.times(asked.new_tokens - 1)
-    # In a closed loop and at maximum load the prompts of the others are in the time per token already.
+    # In a closed loop and at maximum load the time per token already includes the prompts of others.
     whole = e2e if asked.load is Load.STATIC else tpot.times(asked.new_tokens)
     return Estimate(
         asked=asked,

@@ -1,4 +1,4 @@
-"""The time of an operator: its start overhead, and the slower of its arithmetic and its bytes."""
+"""The time of an operator: launch overhead plus the longer of compute and memory time (roofline)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ THERE_AND_BACK = frozenset({Kind.EXCHANGE, Kind.COMBINE})
 TILE, LARGE_TILE = 16, 64
 """Rows of an expert's product are padded to whole tiles, small ones to 16 rows."""
 THIRTY_TWO_BITS, SIXTEEN_BITS, EIGHT_BITS = 3.9, 1.9, 0.75
-"""Bytes per weight from which a matrix is multiplied in 32 bits, from which in 16, and from which in 8."""
+"""Least bytes per weight at which a matrix is multiplied in 32, 16 and 8 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device as times need it.
+    """The properties of a device that times depend on.
 
-    `quantized`: the arithmetic of fewer bits that the weight format is made for. `narrow`: weights of fewer than 16
-    bits, whose activations an engine may quantize too. `tiled`: experts fill whole tiles.
+    `quantized`: the low-bit arithmetic that matches the weight format. `narrow`: weights have fewer than 16 bits, and
+    an engine may quantize their activations too. `tiled`: experts fill whole tiles.
     """
 
     spec: DeviceSpec
@@ -42,9 +42,9 @@ class Device:
     tiled: bool = True
 
     def path(self, element_bytes: float) -> str:
-        """The arithmetic of a matrix of weights of so many bytes."""
+        """The arithmetic for a matrix with this many bytes per weight."""
         if element_bytes >= THIRTY_TWO_BITS and "fp32" in self.constants.product and "fp32" in self.peaks:
-            return "fp32"  # of this machine alone: the others are described by what servers run
+            return "fp32"  # only for this machine; for other devices servers define the arithmetic
         if element_bytes >= SIXTEEN_BITS:
             return "bf16"
         path = "fp8" if element_bytes >= EIGHT_BITS else "fp4"
@@ -53,9 +53,9 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """An operator with the time of all its runs: to start, and the longer of arithmetic and bytes.
+    """An operator with the time of all its runs: launch overhead, compute and memory time.
 
-    Where batches are an array, so are the times. Of what goes between ranks `start_s` is all of it.
+    With an array of batches, times are arrays. For communication, `start_s` is the whole time.
     """
 
     operator: Operator
@@ -75,7 +75,7 @@ class Timed:
 
     @property
     def limited_by(self) -> str:
-        """The largest part: ``overhead``, ``arithmetic``, ``memory bandwidth``; or ``communication``."""
+        """The bottleneck: ``overhead``, ``arithmetic``, ``memory bandwidth``; or ``communication``."""
         if self.limited_by_link:
             return "communication"
         parts = {"overhead": self.start_s, "arithmetic": self.compute_s, "memory bandwidth": self.memory_s}
@@ -117,19 +117,19 @@ def timed(operator: Operator, work: Pass, device: Device) -> Timed:
 
 
 def start_of(operator: Operator, reach: Reach) -> float:
-    """Seconds that one run takes even where it has nothing to do."""
+    """Launch overhead of one run in seconds."""
     return reach.t0_s / (EXPERT_PRODUCTS if operator.kind is Kind.EXPERTS else 1)
 
 
 def link_of(operator: Operator, work: Pass, device: Device) -> tuple[float, float]:
-    """Seconds that one run takes even when empty, there and back where it is an exchange, and the bytes per second."""
+    """Latency of one run in seconds (both ways for an exchange), and bytes per second."""
     ranks = {Kind.ALL_REDUCE: work.own.tp, Kind.EXCHANGE: work.tp, Kind.COMBINE: work.shared, Kind.SEND: 2}
     link = device.constants.link(ranks[operator.kind], device.spec)
     return link.t0_s * (2 if operator.kind in THERE_AND_BACK else 1), link.bytes_per_s
 
 
 def reach_of(operator: Operator, work: Pass, device: Device) -> tuple[Reach, str]:
-    """What the operator reaches, and in which arithmetic."""
+    """The achieved rates of the operator, and its arithmetic."""
     kinds = device.constants
     if operator.kind in PRODUCTS or operator.kind is Kind.EXPERTS:
         element_bytes = float(operator.weights_each.sizes["weight_element_bytes"])
@@ -146,7 +146,7 @@ def reach_of(operator: Operator, work: Pass, device: Device) -> tuple[Reach, str
 
 
 def filling(operator: Operator, work: Pass) -> Any:
-    """How many times as much an expert multiplies because its rows are filled up to whole tiles."""
+    """The factor on an expert's arithmetic from padding its rows to whole tiles."""
     sizes = operator.weights_each.sizes
     if operator.kind is not Kind.EXPERTS or "top_k" not in sizes:
         return 1.0
@@ -159,7 +159,7 @@ def filling(operator: Operator, work: Pass) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Fullest:
-    """How many times the mean the fullest of the ranks that share experts computes and reads."""
+    """Load imbalance of expert parallelism: compute and bytes of the busiest rank, relative to the mean."""
 
     compute: Any = 1.0
     memory: Any = 1.0
@@ -171,8 +171,8 @@ EVEN = Fullest()
 def fullest_rank(operator: Operator, work: Pass) -> Fullest:
     """Experts over `work.ep` ranks: all wait for the rank with the most tokens; tokens choose ranks uniformly.
 
-    The largest of X normal numbers lies c deviations above their mean: c = 1.4 for 8 (Blom 1958). Tokens per rank are
-    binomial, and so are its experts that any token goes to.
+    The expected maximum of X normal variables is c standard deviations above the mean: c = 1.4 for 8 (Blom 1958).
+    Tokens per rank are binomial, and so is the number of its experts that are hit.
     """
     sizes = operator.weights_each.sizes
     if work.ep == 1 or operator.kind is not Kind.EXPERTS or "top_k" not in sizes:

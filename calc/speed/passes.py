@@ -1,4 +1,4 @@
-"""The time of a whole pass on one rank: the expected one, operator by operator, and the least that is possible."""
+"""The time of a whole pass on one rank: the expected time, operator by operator, and the lower bound."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from calc.model.spec import ModelSpec
 
 MATRICES = frozenset({Kind.QKV, Kind.OUTPUT, Kind.MLP, Kind.EXPERTS, Kind.HEAD, Kind.ATTENTION})
-"""Operators without which no engine computes the pass; what is between them can be fused away."""
+"""Operators that every engine needs for the pass; those between them can be fused away."""
 GEFORCE = ("NVIDIA RTX 30", "NVIDIA RTX 40", "NVIDIA RTX 50")
-"""Cards whose 16-bit peak doubles when sums are kept in 16 bits too, as llama.cpp does."""
+"""Cards whose 16-bit peak doubles with 16-bit accumulation, which llama.cpp uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassTime:
-    """A pass: its operators with their times, and the least that its arithmetic and its bytes take.
+    """A pass: its operators with their times, and the least times for its arithmetic and its bytes.
 
-    Where batches are an array, so are the times.
+    With an array of batches, times are arrays.
     """
 
     work: Pass
@@ -34,7 +34,7 @@ class PassTime:
 
     @property
     def bound_s(self) -> Any:
-        """Seconds that no engine beats: all operators may overlap."""
+        """The lower bound in seconds for any engine: all operators may overlap."""
         return maximum(self.least_compute_s, self.least_memory_s)
 
     @cached_property
@@ -44,12 +44,12 @@ class PassTime:
 
     @property
     def compute_s(self) -> Any:
-        """Arithmetic alone, at the rates that operators reach."""
+        """Compute time alone, at achieved rates."""
         return sum(one.compute_s for one in self.operators)
 
     @property
     def memory_s(self) -> Any:
-        """Bytes alone, at the bandwidth that operators reach."""
+        """Memory time alone, at achieved bandwidth."""
         return sum(one.memory_s for one in self.operators)
 
     @property
@@ -64,7 +64,7 @@ class PassTime:
 
     @property
     def limited_by(self) -> str:
-        """What bounds the operators that take most of the time."""
+        """The bottleneck of the operators that take most of the time."""
         shares: dict[str, float] = {}
         for one in self.operators:
             shares[one.limited_by] = shares.get(one.limited_by, 0.0) + one.time_s
@@ -73,10 +73,10 @@ class PassTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worked:
-    """What a pass does, on any device: its operators, and the FLOPs and bytes without which nobody computes it.
+    """The work of a pass on any device: its operators, and the least FLOPs and bytes that any engine needs.
 
-    Products and attention, weights once, of experts only as many as one token takes, and the caches; no softmax, no
-    activations.
+    These count matrix products and attention, each weight once, only the experts of one token, and the caches; no
+    softmax and no activations.
     """
 
     work: Pass
@@ -86,7 +86,7 @@ class Worked:
 
 
 def worked(model: ModelSpec, work: Pass) -> Worked:
-    """What `work` does."""
+    """The operators and the least work of the pass `work`."""
     operators = pass_operators(model, work)
     needed = [operator for operator in operators if operator.kind in MATRICES]
     return Worked(
@@ -98,7 +98,7 @@ def worked(model: ModelSpec, work: Pass) -> Worked:
 
 
 def time_of(done: Worked, device: Device) -> PassTime:
-    """The time on `device`; the least takes the highest rate of any path, and the full bandwidth."""
+    """The time on `device`; the lower bound uses the highest rate of any path and the full bandwidth."""
     return PassTime(
         work=done.work,
         operators=tuple(timed(operator, done.work, device) for operator in done.operators),
@@ -114,7 +114,7 @@ def highest_peak(device: Device) -> float:
 
 
 def _least_share(operator: Operator, work: Pass) -> float:
-    """Products alone: what remains of attention without its softmax."""
+    """The share of matrix products in the FLOPs: attention without its softmax."""
     if operator.kind is not Kind.ATTENTION or not work.softmax_flops:
         return 1.0
     sizes = operator.flops_each.sizes

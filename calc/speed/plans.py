@@ -1,4 +1,4 @@
-"""Plans that keep limits on time: the largest batch, the tensor parallelism, the fewest devices, which device."""
+"""Plans that meet latency limits: the largest batch, the TP degree, the fewest devices, the choice of device."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from calc.model.study import DeviceSpec, Study
 
 TPS = (1, 2, 4, 8, 16)
-"""Tensor parallelism that people run."""
+"""TP degrees in common use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One replica of a model on `tp` devices, and the largest number of clients that it serves within the limits."""
+    """One replica of a model on `tp` devices, with the largest number of clients that it serves within the limits."""
 
     device: str
     tp: int
@@ -29,7 +29,7 @@ class Plan:
 
     @property
     def batch(self) -> int:
-        """Clients at once."""
+        """Concurrent clients."""
         return int(self.answer.batch)
 
     @property
@@ -55,28 +55,28 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A limit by name, and the seconds that are expected in its place."""
+    """A limit that is not met, by name, and the expected seconds."""
 
     name: str
     expected_s: float
 
 
 def broken_limits(answer: Estimate, limits: Mapping[str, float]) -> tuple[Broken, ...]:
-    """The limits (seconds by name) that the expected times do not keep; none of a plan that has no times."""
+    """The limits (seconds by name) that the expected times exceed; empty if a plan has no times."""
     spans = {"ttft": answer.ttft, "tpot": answer.tpot, "e2e": answer.e2e}
     known = ((name, most_s, spans[name]) for name, most_s in limits.items())
     return tuple(Broken(name, span.mid) for name, most_s, span in known if span and span.mid > most_s)
 
 
 def keeps(answer: Estimate, limits: Mapping[str, float]) -> bool:
-    """Whether the expected times keep every limit (seconds by name)."""
+    """Whether the expected times meet every limit (seconds by name)."""
     return answer.fits and not broken_limits(answer, limits)
 
 
 def largest_plan(study: Study, asked: Asked, limits: Mapping[str, float]) -> Plan | None:
-    """The most clients in a closed loop that keep `limits` on one replica; None where not even one does.
+    """The most closed-loop clients that one replica serves within `limits`; None if it cannot serve even one.
 
-    Times grow with the number of clients, so the largest is found by halving. Raises SpecError.
+    Times grow with the number of clients, so a binary search finds the largest. Raises SpecError.
     """
     room = room_of(study, replace(asked, load=Load.CLOSED, count=1))
 
@@ -104,14 +104,14 @@ def plans_by_tp(study: Study, asked: Asked, limits: Mapping[str, float], most: i
 
 
 def fewest(plans: Sequence[Plan], rate: float) -> Plan | None:
-    """Of `plans` the one that serves `rate` requests per second with the fewest devices, then the smallest TP."""
+    """The one of `plans` that serves `rate` requests per second with the fewest devices, then the smallest TP."""
     return min(plans, key=lambda plan: (plan.devices(rate), plan.tp), default=None)
 
 
 def plans_by_device(
     study: Study, asked: Asked, limits: Mapping[str, float], devices: Sequence[DeviceSpec]
 ) -> Iterator[Plan]:
-    """The largest plan on each of `devices` that keeps the limits."""
+    """The largest plan within the limits on each of `devices`."""
     for device in devices:
         plan = _or_none(replace(study, device=device), asked, limits)
         if plan is not None:
@@ -119,7 +119,7 @@ def plans_by_device(
 
 
 def _or_none(study: Study, asked: Asked, limits: Mapping[str, float]) -> Plan | None:
-    """The largest plan; None also where the model cannot be divided so, or the device is not known well enough."""
+    """The largest plan; None also if the model cannot be split that way or device figures are missing."""
     try:
         return largest_plan(study, asked, limits)
     except CalcError:

@@ -1,4 +1,4 @@
-"""How many requests a load has room for: by the server's own account, else by a plain reserve."""
+"""How many requests fit into memory: by the server's own memory accounting, else with a plain reserve."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ RESERVED_SHARE, RESERVED_BYTES = Fraction(9, 10), 2 * 10**9
 
 
 def room_of(study: Study, asked: Asked) -> Room:
-    """Requests of the asked length at once. At maximum load they are half done in the mean.
+    """Concurrent requests of the given length. At maximum load they are half done on average.
 
-    Raises SpecError for devices that cannot share the model so, whatever the engine.
+    Raises SpecError if the devices cannot share the model that way with any engine.
     """
     one = replace(_beside_draft(study, asked), context=_tokens(asked), tps=(asked.tp,))
     if not runs_on(asked.engine, study.device):
@@ -41,25 +41,25 @@ def _beside_draft(study: Study, asked: Asked) -> Study:
 
 
 def reserved_room(study: Study, asked: Asked) -> Room:
-    """The same with a plain reserve, whatever the engine's own account, on any device."""
+    """The same with a plain reserve instead of the engine's own accounting, on any device."""
     one = replace(study, context=_tokens(asked), tps=(asked.tp,))
     return Room(_by_reserve(one, asked), _most(one, asked))
 
 
 def _tokens(asked: Asked) -> int:
-    """Tokens that a request has room for: all of its own, or at maximum load those of one that is half done.
+    """Tokens of memory per request: all of its tokens, or at maximum load those of a request that is half done.
 
-    TensorRT-LLM starts a request when all of its tokens have room (GUARANTEED_NO_EVICT, its default).
+    TensorRT-LLM starts a request only when all of its tokens fit (GUARANTEED_NO_EVICT, its default).
     """
     half_done = asked.load is Load.MAX and asked.engine != "trtllm"
     return asked.prompt_tokens + asked.new_tokens // 2 if half_done else asked.context
 
 
 def by_server(asked: Asked) -> bool:
-    """Whether the engine's own account of its memory is known for these devices: of vLLM with stages, of SGLang with
-    groups, of transformers, and of llama.cpp with all layers on the devices.
+    """Whether the engine's own memory accounting is known for these devices: vLLM with pipeline stages, SGLang with
+    attention groups, transformers, and llama.cpp with all layers on the devices.
 
-    Whole experts on each rank take as many bytes as all experts in parts.
+    Expert parallelism (whole experts per rank) takes as many bytes per rank as splitting every expert.
     """
     if asked.engine == "vllm":
         return asked.dp_attention == 1
@@ -67,7 +67,7 @@ def by_server(asked: Asked) -> bool:
 
 
 def _most(study: Study, asked: Asked) -> int:
-    """Requests with nothing reserved: all memory of all devices, whatever divides."""
+    """Requests that fit if nothing is reserved: the pooled memory of all devices, ignoring how it is divided."""
     memory = study.device.memory_bytes * asked.devices
     device = replace(study.device, memory_bytes=memory)
     whole = replace(study, device=device, context=asked.prompt_tokens, tps=(1,), policy=Policy.EQUAL_SPLIT)
@@ -75,7 +75,7 @@ def _most(study: Study, asked: Asked) -> int:
 
 
 def _by_server(study: Study, asked: Asked) -> tuple[int, str | None]:
-    """Requests beside one another, and why the server does not start. It is started for requests of full length."""
+    """Concurrent requests, and why the server does not start. It is configured for requests of full length."""
     from calc.servers.records import ModelFacts, ServerOptions
     from calc.servers.report import server_report
 
@@ -92,13 +92,13 @@ def _by_server(study: Study, asked: Asked) -> tuple[int, str | None]:
     report = server_report(study, options)
     whole = report if study.context == asked.context else server_report(replace(study, context=asked.context), options)
     held = floor(report.max_concurrency)
-    if report.max_num_seqs is not None and asked.engine != "llamacpp":  # which has as many slots as it is given
+    if report.max_num_seqs is not None and asked.engine != "llamacpp":  # its number of slots is an option
         held = min(held, report.max_num_seqs)
     return held * asked.dp_attention, whole.refusal
 
 
 def check_sharing(model: ModelSpec, asked: Asked) -> None:
-    """Raise SpecError for experts or tokens that the devices cannot share; of heads the servers say it themselves."""
+    """Raise SpecError for experts or tokens that the devices cannot share; heads are checked by the servers' rules."""
     if asked.ep == asked.dcp == 1:
         return
     from calc.fit.degrees import ParallelSpec, parallel_problem

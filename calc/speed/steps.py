@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from calc.model.spec import ModelSpec
 
 HOST_S = {"vllm": 0.4e-3, "trtllm": 0.4e-3, "sglang": 1.5e-3, "transformers": 2.7e-3, "llamacpp": 0.1e-3}
-"""Scheduling, sampling and launch of a step (2025 and later; of SGLang 1.4 to 3.5 ms were seen)."""
+"""Scheduling, sampling and launch of a step (2025 and later; for SGLang, 1.4 to 3.5 ms were reported)."""
 OLD_VLLM, OLD_VLLM_HOST_S = (0, 8), 2.7e-3
 """Before its V1 engine vLLM scheduled between steps, in Python."""
 EAGER_LAYER_S = 0.5e-3
@@ -35,9 +35,9 @@ UBATCH = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """The passes of a model on a device, as an engine runs them. Batches may be an array; so are the times then.
+    """The passes of a model on a device, as an engine runs them. With an array of batches, times are arrays.
 
-    `done`: passes that are worked out, which other devices may share.
+    `done`: computed passes, which other devices may share.
     """
 
     study: Study
@@ -51,9 +51,9 @@ class Steps:
 
     @cached_property
     def device(self) -> Device:
-        """The device with what operators reach on it. Raises SpecError where it has no bandwidth or peak."""
+        """The device with the achieved rates of operators. Raises SpecError if it has no bandwidth or peak."""
         device = self.study.device
-        tiled = self.asked.engine != "llamacpp"  # which multiplies a row as it is
+        tiled = self.asked.engine != "llamacpp"  # llama.cpp multiplies a row without padding
         return device_for_times(device, constants_of(device), self.study.weight_format, tiled=tiled)
 
     @cached_property
@@ -74,7 +74,7 @@ class Steps:
 
     @property
     def host_s(self) -> float:
-        """Seconds of a step that are not the device's."""
+        """Host overhead per step in seconds."""
         engine, version = self.asked.engine, self.asked.version
         if engine == "vllm" and version is not None and parse_version(version)[:2] < OLD_VLLM:
             return OLD_VLLM_HOST_S
@@ -85,7 +85,7 @@ class Steps:
         return {}
 
     def _timed(self, work: Pass) -> PassTime:
-        """The time of a pass, worked out once."""
+        """The time of a pass, computed once."""
         key = work if isinstance(work.batch, int) else (id(work.batch), replace(work, batch=0))
         if key not in self._times:
             if key not in self.done:
@@ -94,7 +94,7 @@ class Steps:
         return self._times[key]
 
     def prefill(self, batch: Any = 1) -> PassTime:
-        """The whole of what is computed of a prompt, or the chunk in the middle of it."""
+        """The pass over the computed tokens of a prompt, or over its middle chunk."""
         return self._prompt(batch, self.chunk)
 
     def _prompt(self, batch: Any, chunk: int) -> PassTime:
@@ -102,26 +102,26 @@ class Steps:
         return self._timed(replace(self.base, phase=Phase.PREFILL, batch=batch, context=context, new_tokens=chunk))
 
     def prefill_s(self, batch: Any = 1) -> tuple[Any, Any]:
-        """Expected and least seconds of a prompt. Every chunk counts as the one in the middle: later ones read more.
+        """Expected and least seconds of a prompt. The middle chunk stands for all chunks, because later ones read more.
 
-        The host's part is taken for every chunk. In a pipeline a chunk follows the one before it, a stage behind.
+        Every chunk adds the host overhead. In a pipeline, a chunk follows the previous one at a distance of one stage.
         """
         n_chunks, stages = self.asked.computed_tokens / self.chunk, self.asked.stages
         in_turn = n_chunks if stages == 1 else 1 + (n_chunks - 1) / stages
         expected_s = in_turn * self.prefill(batch).expected_s + ceil(n_chunks) * self.host_s
-        if self.draft is not None:  # which reads the prompt too
+        if self.draft is not None:  # the draft model reads the prompt too
             expected_s = expected_s + self.draft.prefill_s(batch)[0]
         least_s = self._least_prompt_s(batch)
         return maximum(expected_s, least_s), least_s
 
     def _least_prompt_s(self, batch: Any) -> Any:
-        """Seconds of a prompt that nothing beats: no chunks, which only add to it; or through the stages bit by bit."""
+        """The lower bound for a prompt in seconds: no chunks, which only add time; with stages, perfect pipelining."""
         whole_s = self._prompt(batch, self.asked.computed_tokens).bound_s
         return whole_s if self.asked.stages == 1 else maximum(whole_s / self.asked.stages, self._prompt(1, 1).bound_s)
 
     @cached_property
     def prompt_share_s(self) -> Any:
-        """What one more prompt takes where all attention groups and all stages have one to compute."""
+        """Seconds that one more prompt adds when all attention groups and all stages are busy with prompts."""
         at_once, n_chunks = self.asked.dp_attention, self.asked.computed_tokens / self.chunk
         expected_s = n_chunks * self.prefill(at_once).expected_s / self.asked.stages
         drafts_s = 0.0 if self.draft is None else self.draft.prompt_share_s
@@ -129,14 +129,14 @@ class Steps:
 
     @property
     def chunk(self) -> int:
-        """Tokens of a prompt in one pass. llama.cpp's cards pass a prompt on in parts."""
+        """Prompt tokens per pass. Several llama.cpp devices process a prompt in parts."""
         parts = UBATCH if self.asked.engine == "llamacpp" and self.asked.stages > 1 else None
         new = self.asked.computed_tokens
         return min(new, self.asked.chunk or parts or new)
 
     @cached_property
     def draft(self) -> Steps | None:
-        """The passes of the model that drafts, on the same devices."""
+        """The passes of the draft model, on the same devices."""
         model = self.asked.draft
         if model is None:
             return None
@@ -152,17 +152,17 @@ class Steps:
         return self.asked.drafted * one.expected_s, self.asked.drafted * one.bound_s
 
     def decode(self, batch: Any, context: int) -> PassTime:
-        """A step of `batch` sequences: one token each, and those that were drafted."""
+        """A step of `batch` sequences: one new token each, plus the drafted tokens."""
         return self._timed(replace(self.base, batch=batch, context=context, new_tokens=1 + self.asked.drafted))
 
     def step(self, batch: Any) -> PassTime:
-        """A step of requests that are half done: of all of them, or in a pipeline of as many as pass it at once."""
+        """A step of half-done requests: of all of them or, in a pipeline, of one microbatch."""
         if self.asked.stages == 1 or self.asked.engine not in SERVERS:
             return self.decode(batch, self.middle)
         return self.decode(-(-batch // minimum(batch, self.asked.stages)), self.middle)
 
     def least_step_s(self, batch: Any) -> Any:
-        """Seconds of a step that nothing beats: every stage computes and reads for all, and for one after another."""
+        """The lower bound for a step in seconds: the whole batch spread over all stages, or one sequence in turn."""
         whole_s = self.decode(batch, self.middle).bound_s
         if self.asked.stages == 1:
             return whole_s

@@ -1,4 +1,4 @@
-"""Times of many devices, batches and formats at once: a pass is worked out once per format, batches are an array."""
+"""Times for many devices, batches and formats: each pass is computed once per format, batches are an array."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMITS = ("overhead", "arithmetic", "memory bandwidth", "communication")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """All batches on one device in one format. `answer` has an array for each time; None where no batch has one."""
+    """All batches on one device in one format. Each time in `answer` is an array, or None if no batch has it."""
 
     study: Study
     asked: Sequence[Asked]
@@ -35,7 +35,7 @@ class Block:
     others: dict[bool, Estimate] = field(default_factory=dict)
 
     def points(self) -> Iterator[Estimate]:
-        """The batches one by one. Clients that do not fit wait; one client alone waits for nobody."""
+        """The batches one by one. Clients that do not fit have to wait; a single client never waits."""
         limits = [] if self.answer is None or self.answer.decode is None else limited(self.answer.decode)
         closed = self.asked[0].load is Load.CLOSED
         fitting = min(self.room.fitting, MOST_BATCH) if closed else self.room.fitting
@@ -49,7 +49,7 @@ class Block:
                 yield _picked(asked, self.answer, i, limits[i])
 
     def _alike(self, asked: Asked) -> Estimate:
-        """The estimate of one client, or of any number of which some wait, worked out once."""
+        """The estimate for one client, or for any number of which some wait; computed once."""
         alone = asked.count == 1
         if alone not in self.others:
             self.others[alone] = estimate(self.study, asked, self.room)
@@ -59,7 +59,7 @@ class Block:
 def sweep(studies: Sequence[Study], devices: Sequence[DeviceSpec], asked: Asked, batches: Sequence[int]) -> list[Block]:
     """Every study (a model with its formats) on every device: static batches, or numbers of clients.
 
-    Raises SpecError at maximum load, which has a batch of its own.
+    Raises SpecError at maximum load, which determines its own batch.
     """
     if asked.load is Load.MAX:
         raise SpecError("load", "maximum load has a single batch, which is what fits: leave out the batches")
@@ -84,7 +84,7 @@ def _block(study: Study, each: Sequence[Asked], counts: np.ndarray[Any, Any], do
 
 
 def limited(time: PassTime) -> list[str]:
-    """For each batch what bounds the operators that take most of the time."""
+    """Per batch, the bottleneck of the operators that take most of the time."""
     n = np.size(time.expected_s)
     shares = {name: np.zeros(n) for name in LIMITS}
     for one in time.operators:
