@@ -1,4 +1,4 @@
-"""Communication between ranks in a pass: sums, tokens for other ranks' experts, queries of shared contexts, results."""
+"""Communication between ranks in a pass: all-reduce, expert exchange, context parallelism, pipeline sends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def between_ranks(work: Pass, hidden_size: int, n_mixers: int, feeds: Feeds) -> Iterator[Operator]:
-    """The sums after every mixer and after a layer's feed-forwards, or the exchange around these; sends to stages."""
+    """All-reduces after mixers and feed-forwards, or the exchange around feed-forwards; sends between stages."""
     own = work.own
     n_sums = n_mixers + (sum(feeds.values()) if work.groups == 1 else 0)
     if own.tp > 1 and n_sums:
@@ -32,7 +32,7 @@ def between_ranks(work: Pass, hidden_size: int, n_mixers: int, feeds: Feeds) -> 
 
 
 def combining(read: Attended, count: int, work: Pass) -> Operator:
-    """Queries to the ranks that have other tokens of the sequence, and what these make of them back to be summed."""
+    """Context parallelism: send queries to the ranks with other tokens of the sequence; sum their partial results."""
     heads = whole(Fraction(read.n_heads, work.tp))
     sent = {
         "tokens": work.tokens,
@@ -52,12 +52,12 @@ def _moved(work: Pass, hidden_size: int) -> dict[str, Any]:
 
 
 def _ring_share(ranks: int) -> Number:
-    """Of a ring of X: X - 1 steps there and as many back, each 1/X of it."""
+    """The share of the data that a rank sends in a ring of X: 2 (X - 1) steps, each with 1/X of it."""
     return whole(Fraction(2 * (ranks - 1), ranks))
 
 
 def _all_reduce(own: Pass, hidden_size: int, count: int) -> Operator:
-    """The sum over the ranks of a group."""
+    """The all-reduce over the ranks of a group."""
     moved = _moved(own, hidden_size)
     return Operator(
         name="all-reduce",
@@ -70,9 +70,9 @@ def _all_reduce(own: Pass, hidden_size: int, count: int) -> Operator:
 
 
 def _exchange(work: Pass, hidden_size: int, feeds: tuple[FeedForward, ...], count: int) -> Operator:
-    """Tokens to the ranks that have a part of what they go through, and the results back.
+    """Send tokens to the ranks that hold their feed-forwards, and the results back.
 
-    A dense feed-forward is on all ranks, of its experts a token needs at most k ranks.
+    A dense feed-forward is on all ranks; the experts of a token are on at most k ranks.
     """
     dense = any(part.kind == "dense" for part in feeds)
     copies = work.groups if dense else min(work.groups, max(getattr(part, "top_k", 1) for part in feeds))
@@ -88,7 +88,7 @@ def _exchange(work: Pass, hidden_size: int, feeds: tuple[FeedForward, ...], coun
 
 
 def _send(own: Pass, hidden_size: int) -> Operator:
-    """What a stage makes, to the next one."""
+    """Send the output of a pipeline stage to the next one."""
     moved = _moved(own, hidden_size)
     return Operator(
         name="send to the next stage",

@@ -1,7 +1,7 @@
 """The formulas of operators: plain functions over plain operators, of one run on one rank.
 
 A multiply-add is two FLOPs. Sources: Pope et al. 2022, section 3 (linear layers and attention); Dao et al. 2022
-(standard attention, whose scores go through memory, and attention that keeps them on the chip); DeepSeek-V2 2024,
+(standard attention, which writes scores to memory, and attention that keeps them on the chip); DeepSeek-V2 2024,
 section 2.1 (latent attention, absorbed and expanded); Shazeer et al. 2017 (experts).
 """
 
@@ -25,14 +25,14 @@ def matrix_bytes(*, matrix_params: Any, weight_element_bytes: Any) -> Any:
 
 
 def moved_bytes(*, tokens: Any, elements: Any, element_bytes: Any) -> Any:
-    """A vector of so many elements for each token."""
+    """One vector of `elements` per token."""
     return tokens * elements * element_bytes
 
 
 def experts_hit(*, tokens: Any, n_experts: Any, top_k: Any, idle_share: Any) -> Any:
-    """Distinct experts that `tokens` are expected to go through, each token's k as likely as any others.
+    """Expected number of distinct experts that `tokens` use, if each token chooses its k of E experts uniformly.
 
-    Of those that the first token leaves idle, the share i = 1 - k/E stays idle with every further token. In all
+    Each token leaves the share i = 1 - k/E of the experts idle; all T tokens together leave iᵀ. The result is
     E (1 - iᵀ).
 
     >>> experts_hit(tokens=1, n_experts=8, top_k=2, idle_share=0.75), experts_hit(
@@ -45,7 +45,7 @@ def experts_hit(*, tokens: Any, n_experts: Any, top_k: Any, idle_share: Any) -> 
 def expert_bytes(
     *, tokens: Any, n_experts: Any, top_k: Any, idle_share: Any, matrix_params: Any, weight_element_bytes: Any
 ) -> Any:
-    """Weights of the experts that are expected to be hit."""
+    """Weights of the experts expected to be used."""
     hit = experts_hit(tokens=tokens, n_experts=n_experts, top_k=top_k, idle_share=idle_share)
     return hit * matrix_params * weight_element_bytes
 
@@ -54,13 +54,13 @@ def expert_bytes(
 
 
 def keys_seen(*, n_keys: Any, window: Any = None, ratio: Any = None) -> Any:
-    """Tokens (rows of `ratio` tokens) that the last query sees: all of them, or at most `window`."""
+    """Tokens (or rows of `ratio` tokens) visible to the last query: all of them, or at most `window`."""
     rows = n_keys if ratio is None else n_keys // ratio
     return rows if window is None else minimum(rows, window)
 
 
 def keys_read(*, n_queries: Any, n_keys: Any, window: Any = None, chosen: Any = None, ratio: Any = None) -> Any:
-    """Tokens (or rows) whose K and V are read for all queries of a sequence: those that any of them could see, once."""
+    """Tokens (or rows) whose K and V are read for all queries of a sequence: those visible to any query, each once."""
     rows = n_keys if ratio is None else n_keys // ratio
     if _is_whole(n_queries, n_keys):
         return rows
@@ -72,9 +72,9 @@ def keys_read(*, n_queries: Any, n_keys: Any, window: Any = None, chosen: Any = 
 def pairs(
     *, n_queries: Any, n_keys: Any, window: Any = None, causal: bool = False, chunked: bool = False, ratio: Any = None
 ) -> Any:
-    """Scores of one head and sequence.
+    """Number of attention scores per head and sequence.
 
-    Not `causal`, every query counts with as many tokens as the last one sees. `chunked`: a causal query sees the
+    If not `causal`, every query counts as many tokens as the last one sees. `chunked`: a causal query sees only the
     tokens of its own chunk.
 
     >>> pairs(n_queries=5, n_keys=5), pairs(n_queries=5, n_keys=5, causal=True)
@@ -85,7 +85,7 @@ def pairs(
     """
     if not causal:
         return n_queries * keys_seen(n_keys=n_keys, window=window, ratio=ratio)
-    if window is None and ratio is None:  # the lower triangle, and the whole rows of what was there before
+    if window is None and ratio is None:  # the lower triangle, plus full rows over the earlier tokens
         return half(n_queries * (2 * n_keys - n_queries + 1))
 
     def first(n: Any) -> Any:
@@ -97,25 +97,25 @@ def pairs(
 
 
 def _is_whole(n_queries: Any, n_keys: Any) -> bool:
-    """Whether a formula is of a whole prompt: one symbol is both. (A number comes out the same either way.)"""
+    """Whether a formula covers a whole prompt: both sizes are one symbol. (With numbers, the result is the same.)"""
     return n_queries is n_keys and isinstance(n_keys, Expr)
 
 
 def _windowed_pairs(n: Any, window: Any) -> Any:
-    """Of the first n queries, each with the last `window` tokens: a triangle, then whole rows."""
+    """Scores of the first n queries, each with the last `window` tokens: a triangle, then full rows."""
     rising = minimum(n, window)
     return half(rising * (rising + 1)) + window * (n - rising)
 
 
 def _chunked_pairs(n: Any, window: Any) -> Any:
-    """Of the first n queries, each with the tokens of its own chunk: triangles."""
+    """Scores of the first n queries, each with the tokens of its own chunk: triangles."""
     chunks = n // window
     rest = n - chunks * window
     return chunks * half(window * (window + 1)) + half(rest * (rest + 1))
 
 
 def _row_pairs(n: Any, most: Any, ratio: Any) -> Any:
-    """Of the first n queries, each with the rows that are complete: steps of `ratio` queries, then `most` for each."""
+    """Scores of the first n queries with complete rows only: one more row every `ratio` queries, up to `most`."""
     rising = n if most is None else minimum(n, (most + 1) * ratio - 1)
     rows = rising // ratio
     steps = ratio * half(rows * (rows - 1)) + rows * (rising - rows * ratio + 1)
@@ -161,7 +161,7 @@ def scored_write_bytes(
 
 
 def index_flops(*, batch: Any, index_heads: Any, index_dim: Any, **scored: Any) -> Any:
-    """Scores of an indexer: a product per head and token, its positive part, weighted and summed over the heads."""
+    """Scores of an indexer: a dot product per head and token, ReLU, then a weighted sum over the heads."""
     return batch * index_heads * pairs(**scored) * (2 * index_dim + 3)
 
 
@@ -174,16 +174,16 @@ def index_read_bytes(*, batch: Any, n_keys: Any, index_dim: Any, index_element_b
 
 
 def recurrence_flops(*, tokens: Any, state_flops: Any) -> Any:
-    """A step of the recurrence for every token."""
+    """One step of the recurrence per token."""
     return tokens * state_flops
 
 
 def state_moved_bytes(*, batch: Any, state_elements: Any, state_element_bytes: Any) -> Any:
-    """The state of every sequence, once."""
+    """The state of every sequence, moved once."""
     return batch * state_elements * state_element_bytes
 
 
-# Element by element
+# Elementwise
 
 
 def elementwise_flops(*, tokens: Any, elements: Any, element_flops: Any) -> Any:
@@ -192,7 +192,7 @@ def elementwise_flops(*, tokens: Any, elements: Any, element_flops: Any) -> Any:
 
 
 def append_bytes(*, tokens: Any, rotated: Any, cached: Any, element_bytes: Any, kv_element_bytes: Any) -> Any:
-    """Rotated queries, and what new tokens add to the cache."""
+    """Rotated queries, and the cache entries of new tokens."""
     return tokens * (rotated * element_bytes + cached * kv_element_bytes)
 
 
@@ -200,15 +200,15 @@ def append_bytes(*, tokens: Any, rotated: Any, cached: Any, element_bytes: Any, 
 
 
 def all_reduce_bytes(*, tokens: Any, elements: Any, element_bytes: Any, ring_share: Any) -> Any:
-    """What a rank sends in a ring of X: the sums are made in X - 1 steps and spread in as many, each 1/X of it."""
+    """Sent by a rank in a ring of X: X - 1 steps of reduce-scatter and X - 1 of all-gather, 1/X of the data each."""
     return tokens * elements * element_bytes * ring_share
 
 
 def exchanged_bytes(*, tokens: Any, elements: Any, element_bytes: Any, copies: Any, ring_share: Any) -> Any:
-    """Tokens of a rank's attention group, to the ranks that need them and back: X - 1 of X are others'."""
+    """Tokens of a rank's attention group, sent to the ranks that need them and back; X - 1 of X are other ranks."""
     return tokens * elements * element_bytes * copies * ring_share
 
 
 def sent_bytes(*, tokens: Any, elements: Any, element_bytes: Any) -> Any:
-    """A vector for each token, to another rank."""
+    """One vector per token, sent to another rank."""
     return tokens * elements * element_bytes

@@ -1,4 +1,4 @@
-"""The linear layers of a pass: the tensors of a model as they are multiplied, those of one input as one matrix."""
+"""The linear layers of a pass: the tensors of a model as matrices; tensors with the same input are fused."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
-    """What is multiplied as one on a rank: weights of one copy, elements in and out per token, and its copies.
+    """A matrix of one product on a rank: its parameters, inputs (`columns`) and outputs (`rows`), and its copies.
 
-    `top_k` of the `copies` are gone through by a token (None: all of them), a part of one where ranks share experts.
-    `weight_bytes` is of one copy.
+    A token uses `top_k` of the `copies` (None: all), which may be a fraction if ranks share experts. `params` and
+    `weight_bytes` are per copy.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Matrix:
 
     @property
     def active(self) -> Number:
-        """Copies that a token goes through."""
+        """Copies that a token uses."""
         return self.copies if self.top_k is None else self.top_k
 
 
 def mixer_matrices(mixer: Mixer, hidden_size: int, work: Pass) -> list[Matrix]:
-    """The projections of a mixer; of latent attention as the phase multiplies them."""
+    """The projections of a mixer; for latent attention, in the form of the phase (absorbed or expanded)."""
     tensors: Iterable[Tensor] = mixer.tensors(hidden_size)
     if mixer.kind == "latent":
         latent = cast("Latent", mixer)
@@ -54,7 +54,7 @@ def mixer_matrices(mixer: Mixer, hidden_size: int, work: Pass) -> list[Matrix]:
 
 
 def feed_matrices(feeds: tuple[FeedForward, ...], hidden_size: int, work: Pass) -> list[Matrix]:
-    """The matrices of a layer's feed-forwards: a dense one beside experts is their shared expert."""
+    """The matrices of a layer's feed-forwards: a dense one in addition to experts is their shared expert."""
     tensors = (t for t in feed_tensors(feeds, hidden_size) if t.multiplied)
     return fused(tensors, work, Kind.MLP)
 
@@ -69,13 +69,13 @@ def feed_tensors(feeds: tuple[FeedForward, ...], hidden_size: int) -> Iterator[T
 
 
 def head_matrices(model: ModelSpec, work: Pass) -> list[Matrix]:
-    """The head, tied or not; none where the model has none."""
+    """The output head, tied or not; empty if the model has none."""
     rows = model.head_size
     return fused([Tensor(LM_HEAD, rows, model.embedding_width)] if rows else [], work, Kind.HEAD)
 
 
 def fused(tensors: Iterable[Tensor], work: Pass, kind: Kind) -> list[Matrix]:
-    """Matrices of one input as one. What is smaller than a matrix (convolutions, sinks) is one with no activations."""
+    """Fuse matrices with the same input. Smaller tensors (convolutions, sinks) become a matrix without activations."""
     made: dict[str, Matrix] = {}
     for tensor in tensors:
         matrix = _on_a_rank(tensor, work, kind)
@@ -85,9 +85,9 @@ def fused(tensors: Iterable[Tensor], work: Pass, kind: Kind) -> list[Matrix]:
 
 
 def _on_a_rank(tensor: Tensor, work: Pass, kind: Kind) -> Matrix:
-    """`tensor` as a rank of `work.tp` holds it: some of its copies (one per head), of its rows, or of its columns.
+    """The shard of `tensor` on one of `work.tp` ranks: some of its copies (one per head), its rows or its columns.
 
-    Experts: `work.ep` ranks have as many whole ones each, and a token finds its own on any of them.
+    Experts: each of `work.ep` ranks holds the same number of whole experts, and a token may need any of them.
     """
     share, small = _share(tensor, work.tp), tensor.role not in (LINEAR, ROUTER)
     copies, columns, rows = Fraction(tensor.copies), Fraction(tensor.columns), Fraction(tensor.rows)
@@ -114,7 +114,7 @@ def _on_a_rank(tensor: Tensor, work: Pass, kind: Kind) -> Matrix:
 
 
 def _share(tensor: Tensor, tp: int) -> Fraction:
-    """What of a tensor is on a rank."""
+    """The share of a tensor on a rank."""
     if tensor.share == WHOLE or tp == 1:
         return Fraction(1)
     if tensor.share == KV:
@@ -131,12 +131,12 @@ def _kind(tensor: Tensor, kind: Kind) -> Kind:
 
 
 def _with(a: Matrix, b: Matrix) -> Matrix:
-    """Two matrices of one input (`columns`) and of as many copies."""
+    """Join two matrices with the same input (`columns`) and number of copies."""
     return replace(a, rows=a.rows + b.rows, params=a.params + b.params, weight_bytes=a.weight_bytes + b.weight_bytes)
 
 
 def product(matrix: Matrix, count: int, work: Pass, tokens: Any) -> Operator:
-    """The operator that multiplies `tokens` with `matrix`."""
+    """The operator that multiplies `tokens` by `matrix`."""
     each = whole(Fraction(matrix.weight_bytes) / Fraction(matrix.params))
     sizes: dict[str, Any] = {"tokens": tokens}
     weights = {"matrix_params": matrix.params * matrix.copies, "weight_element_bytes": each}

@@ -1,4 +1,4 @@
-"""What the mixers of a pass do beside their projections: positions and cache, attention by kind, recurrences."""
+"""The operators of mixers except projections: positions and cache writes, attention by kind, recurrences."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from calc.model.layers import Mixer
 
 STATE_ELEMENT_BYTES = 2
-"""A state is kept as the cache is, but never in less (no server quantizes states)."""
+"""Bytes per state element: as in the cache, but at least this many (no server quantizes states)."""
 ROTATION_FLOPS = 3
 """Two products and a sum for every rotated element."""
 
 
 def mixing(mixer: Mixer, count: int, work: Pass) -> list[Operator]:
-    """What reads the sequences' own caches and states: attention with its indexer, or a recurrence."""
+    """The operators that read the caches or states of sequences: attention with its indexer, or a recurrence."""
     read = mixer.attended(absorbed=work.phase is Phase.DECODE)
     if read is None:
         return [_recurrence(mixer, count, work)] if mixer.state_elements else []
@@ -46,9 +46,9 @@ def mixing(mixer: Mixer, count: int, work: Pass) -> list[Operator]:
 
 
 def attend(read: Attended, count: int, work: Pass) -> Operator:
-    """Attention of `count` layers that attend as `read` says.
+    """Attention of `count` layers with the properties in `read`.
 
-    Ranks that share a context have the heads of all of them for their part of it.
+    Each of the ranks that share a context computes the heads of all these ranks for its own part of the context.
     """
     heads = whole(Fraction(read.n_heads * work.shared, work.tp))
     n_kv_heads = kv_heads_per_rank(n_kv_heads=read.kv_heads, tp=work.tp)
@@ -73,12 +73,12 @@ def attend(read: Attended, count: int, work: Pass) -> Operator:
 
 
 def _scored(read: Attended, work: Pass) -> dict[str, Any]:
-    """Which tokens a query is scored with."""
+    """The limits on the tokens that a query is scored with."""
     return _limited(read, work, window=read.most, **_mask(work, chunked=read.chunked))
 
 
 def _mask(work: Pass, *, chunked: bool = False) -> dict[str, Any]:
-    """One new query has nobody after it to be hidden from."""
+    """The causal mask; a single new query needs none, because no token follows it."""
     if not work.causal or work.phase is Phase.DECODE:
         return {}
     return {"causal": True, "chunked": True} if chunked else {"causal": True}
@@ -91,7 +91,7 @@ def _limited(read: Attended, work: Pass, **limits: Any) -> dict[str, Any]:
 
 
 def _indexer(read: Attended, count: int, work: Pass) -> Operator:
-    """Scores over all tokens, from which the ones to attend to are picked. Every rank makes them."""
+    """The indexer scores all tokens to select those to attend to. Every rank computes all scores."""
     size: dict[str, Any] = {"batch": work.batch, **_limited(read, work)}
     queries = {"n_queries": work.queries, "index_heads": read.index_heads, "index_dim": read.index_dim}
     width = read.index_heads * read.index_dim
@@ -108,7 +108,7 @@ def _indexer(read: Attended, count: int, work: Pass) -> Operator:
 
 
 def _recurrence(mixer: Mixer, count: int, work: Pass) -> Operator:
-    """The state of every sequence is read and written once; a token of a prompt passes on the chip."""
+    """The state of every sequence is read and written once; between the tokens of a prompt it stays on the chip."""
     share = Fraction(1, work.tp)
     state = {
         "batch": work.batch,
@@ -127,7 +127,7 @@ def _recurrence(mixer: Mixer, count: int, work: Pass) -> Operator:
 
 
 def positions(mixer: Mixer, count: int, work: Pass, *, rotary: bool) -> list[Operator]:
-    """Queries and keys rotated, and what the new tokens add to the cache."""
+    """Rotate queries and keys, and write the cache entries of new tokens."""
     read = mixer.attended()
     if read is None:
         return []

@@ -1,7 +1,7 @@
-"""The operators of a whole pass, folded over the parts of a model: equal layers are one operator with its count.
+"""The operators of a whole pass, collected over the parts of a model: equal layers share one operator with a count.
 
-Left out: the gather of the head's logits and of the embedding among ranks, the weighted sum of a token's experts, and
-norms inside of a mixer.
+Not counted: gathering logits and embeddings across ranks, the weighted sum of a token's experts, and norms inside a
+mixer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from calc.model.spec import ModelSpec
 
 NORM_FLOPS = {Norm.RMS: 5, Norm.LAYER: 8}
-"""Per element: square and sum, scale, weight (LayerNorm: mean and bias too), and the sum with what goes past."""
+"""Per element: square and sum, scale, weight (LayerNorm: mean and bias too), and the residual sum."""
 GATED_FLOPS, PLAIN_FLOPS = 5, 4
 """Per inner element: exponential, sum, division, product, and the product with the gate."""
 SAMPLING_FLOPS = 5
@@ -35,17 +35,17 @@ SAMPLING_FLOPS = 5
 
 
 def pass_operators(model: ModelSpec, work: Pass) -> tuple[Operator, ...]:
-    """Every operator of a pass of `model`, in the order of a layer. In a prompt the head sees the last token alone."""
+    """Every operator of a pass of `model`, in the order of a layer. In prefill the head runs only on the last token."""
     return merged(_operators(model, work))
 
 
 def mixing_operators(model: ModelSpec, work: Pass) -> tuple[Operator, ...]:
-    """Those of a pass that read the sequences' own caches and states."""
+    """The operators of a pass that read the caches and states of sequences."""
     return merged(operator for mixer, count in mixers(model).items() for operator in mixing(mixer, count, work.own))
 
 
 def linear_operators(model: ModelSpec, work: Pass) -> tuple[Operator, ...]:
-    """Those of a pass that multiply with weights."""
+    """The operators of a pass that multiply by weights."""
     return merged(_linear(model, work))
 
 
@@ -82,17 +82,17 @@ def _operators(model: ModelSpec, work: Pass) -> Iterator[Operator]:
 
 
 def mixers(model: ModelSpec) -> Mapping[Mixer, int]:
-    """The different mixers, shared ones with matrices of their own, and how many there are of each."""
+    """The distinct mixers and their counts; a shared mixer counts with its own matrices."""
     return counted(model.groups, lambda layer: unshared(layer).mixers)
 
 
 def feed_forwards(model: ModelSpec) -> Mapping[tuple[FeedForward, ...], int]:
-    """The different sets of feed-forwards that a layer has, and how many layers have each."""
+    """The distinct sets of feed-forwards per layer, and the number of layers with each."""
     return counted(model.groups, lambda layer: filter(None, [unshared(layer).feed_forwards]))
 
 
 def _embedding(model: ModelSpec, work: Pass) -> Operator:
-    """A row of the table for each token."""
+    """Look up one row of the table per token."""
     table = Tensor(EMBED_TOKENS, model.vocab_size, model.embedding_width, role=EMBEDDING)
     row = {"tokens": work.tokens, "elements": model.embedding_width}
     written = {"tokens": work.tokens, "elements": model.hidden_size, "element_bytes": work.element_bytes}
@@ -106,7 +106,7 @@ def _embedding(model: ModelSpec, work: Pass) -> Operator:
 
 
 def _norms(model: ModelSpec, work: Pass) -> Iterator[Operator]:
-    """Norms of the hidden size, with the sum that goes before each: those of the layers and the one before the head."""
+    """Norms over the hidden size, each with the residual sum before it: those of the layers and the final norm."""
     counts: dict[Norm, int] = {}
     for layer, n in model.groups.items():
         counts[layer.norm] = counts.get(layer.norm, 0) + n * (layer.norm_params // _norm_size(model, layer.norm))
@@ -138,7 +138,7 @@ def _norm(model: ModelSpec, norm: Norm, count: int, work: Pass) -> Operator:
 
 
 def _activations(feeds: tuple[FeedForward, ...], count: int, work: Pass) -> Iterator[Operator]:
-    """The non-linear function between the matrices of each feed-forward."""
+    """The activation function between the matrices of each feed-forward."""
     for part in feeds:
         gated = part.mlp is Mlp.GATED
         inner = whole(Fraction(part.inner * getattr(part, "top_k", 1), work.tp))

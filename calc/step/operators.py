@@ -1,7 +1,7 @@
-"""An operator of a pass: how often it runs, what it computes and what it moves; and what a pass is.
+"""Records of operators (how often they run, what they compute and move) and of passes.
 
-An amount is a formula and its sizes. Called with integers the formula is exact, with NumPy arrays among the sizes it is
-a sweep, with symbols it is the expression that is shown: the number, the array and the derivation are one function.
+An amount is a formula and its sizes. With integers the formula gives an exact number, with NumPy arrays a sweep, with
+symbols the expression to display: one function gives the number, the array and the derivation.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from calc.units import whole
 
 
 class Phase(StrEnum):
-    """PREFILL attends from all tokens at once, DECODE from one new token."""
+    """PREFILL processes all tokens of a prompt at once, DECODE one new token per sequence."""
 
     PREFILL = "prefill"
     DECODE = "decode"
 
 
 class Kind(StrEnum):
-    """What an operator is for."""
+    """The purpose of an operator."""
 
     EMBEDDING = "embedding"
     NORM = "norm"
@@ -49,21 +49,21 @@ class Kind(StrEnum):
 
 
 BETWEEN_RANKS = frozenset({Kind.ALL_REDUCE, Kind.EXCHANGE, Kind.SEND, Kind.COMBINE})
-"""What waits for other ranks."""
+"""Operators that wait for other ranks."""
 
 
 @dataclass(frozen=True)
 class Amount:
-    """FLOPs or bytes of one run: a formula, and the sizes that go into it."""
+    """FLOPs or bytes of one run: a formula and its sizes."""
 
     formula: Callable[..., Any]
     sizes: Mapping[str, Any]
 
     @cached_property
     def value(self) -> Any:
-        """The number (an array where a size is one), exact."""
+        """The exact number, or an array if a size is an array."""
         result = self.formula(**self.sizes)
-        if getattr(getattr(result, "dtype", None), "kind", "") == "O":  # fractions times an array
+        if getattr(getattr(result, "dtype", None), "kind", "") == "O":  # products of fractions and arrays
             return result.astype(float)
         return whole(result) if isinstance(result, Fraction) else result
 
@@ -73,7 +73,7 @@ class Amount:
 
 
 def nothing() -> Any:
-    """None of it."""
+    """The formula of an amount that is zero."""
     return 0
 
 
@@ -82,9 +82,9 @@ NONE = Amount(nothing, {})
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """An operator that runs `count` times in a pass. Amounts are of one run, properties of all.
+    """An operator that runs `count` times in a pass. Amounts (``_each``) are per run, properties are for all runs.
 
-    What is read: weights, the cache or state of the sequences, activations. `link` goes to the other ranks.
+    Reads are weights, the cache or state of sequences, and activations. `link_each` is sent to other ranks.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Operator:
 
     @property
     def cache_bytes(self) -> Any:
-        """Bytes read of caches or states."""
+        """Bytes read from caches or states."""
         return self.count * self.cache_each.value
 
     @property
@@ -134,7 +134,7 @@ class Operator:
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """The derivations of one run: FLOPs, and every kind of byte that it moves."""
+        """The derivations for one run: FLOPs, and the bytes of each kind."""
         amounts = (
             ("FLOPs", self.flops_each, "FLOP"),
             ("Weights read", self.weights_each, "B"),
@@ -152,7 +152,7 @@ def total(operators: Iterable[Operator], what: str) -> Any:
 
 
 def merged(operators: Iterable[Operator]) -> tuple[Operator, ...]:
-    """Equal operators as one, their counts added. Those of one pass differ in what is a plain number alone."""
+    """Merge equal operators and add their counts. Operators of one pass differ only in plain numbers."""
     made: dict[tuple[Any, ...], Operator] = {}
     for operator in operators:
         known = made.get(key := _identity(operator))
@@ -180,14 +180,14 @@ def two_bytes(tensor: Tensor) -> Number:
 class Pass:
     """One pass of a model on one of `tp` ranks: `batch` sequences, each with new tokens.
 
-    Of the `tp` ranks `ep` share the experts as whole ones, and `groups` attend each to its own sequences; `batch` is of
-    all groups. With `stages` the ranks of a stage have a part of the layers, and the pass goes through all of them.
-    In decode `dcp` ranks share the tokens of KV heads that each would hold otherwise (decode context parallelism).
+    `ep` of the `tp` ranks share whole experts. The ranks form `groups` that each attend to their own sequences; `batch`
+    counts all groups. With `stages`, the ranks of each stage hold a part of the layers, and the pass covers all stages.
+    In decode, `dcp` ranks split the tokens of KV heads that each would otherwise hold (decode context parallelism).
 
-    `context`: tokens that the last new one attends to, itself included; `new_tokens` of each sequence (None: one in
-    decode, the whole context in prefill). Sizes may be arrays or symbols. `causal`: a query sees the tokens before
-    it; otherwise each is counted with as many as the last one. `scores_in_memory`: attention writes its scores to
-    device memory and reads them back. `weight_bytes` says what an element of a tensor takes.
+    `context`: tokens that the last new one attends to, itself included; `new_tokens`: per sequence (None: one in
+    decode, the whole context in prefill). Sizes may be arrays or symbols. `causal`: a query sees only the tokens up to
+    itself; otherwise each query counts as many tokens as the last one. `scores_in_memory`: attention writes its scores
+    to device memory and reads them back. `weight_bytes` gives the bytes per element of a tensor.
     """
 
     phase: Phase
@@ -220,12 +220,12 @@ class Pass:
 
     @property
     def shared(self) -> int:
-        """Ranks that share the context of a sequence; of a prompt every rank attends to all of it."""
+        """Ranks that share the context of a sequence; in prefill, every rank attends to the whole context."""
         return self.dcp if self.phase is Phase.DECODE else 1
 
     @property
     def own(self) -> Pass:
-        """The same of one attention group: its ranks, and the largest share of the sequences."""
+        """The same pass for one attention group: its ranks, and the largest share of the sequences."""
         if self.groups == 1:
             return self
         return replace(self, batch=-(-self.batch // self.groups), tp=self.tp // self.groups, groups=1)

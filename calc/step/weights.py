@@ -1,4 +1,4 @@
-"""Bytes of a weight where it is read: as its checkpoint stores that part of the model, else one format for all."""
+"""Bytes per weight when read: as the checkpoint stores that part of the model, or one format for all."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ WeightBytes = Callable[[Tensor], Number]
 
 @cache
 def one_format(element_bytes: Number) -> WeightBytes:
-    """Every weight in `element_bytes`."""
+    """Every weight takes `element_bytes`."""
     return lambda tensor: element_bytes
 
 
 @cache
 def as_stored(model: ModelSpec) -> WeightBytes:
-    """Each part of `model` in the bytes that its checkpoint takes for it, scales among them."""
+    """Each part of `model` takes the bytes it has in its checkpoint, scales included."""
     stored = model.stored
     if stored is None:
         return one_format(2)
