@@ -1,9 +1,9 @@
-"""How exact kvscope is on real models, files, servers and questions, and calculators from PyPI on the same: the page.
+"""The accuracy of kvscope on real models, files, servers and questions, compared with calculators from PyPI.
 
     python bench/accuracy.py [--data ../shared/data] [--cases ../shared/cases/calc] [--rivals PYTHON] [--date DAY]
 
 Writes docs/accuracy.md. `--rivals` is the interpreter of a virtual environment that has the tools of bench/rivals.py.
-They run offline; one that cannot answer from a file counts as refusing. The numbers depend on no machine.
+They run offline; a tool that cannot answer from a file counts as refusing. The numbers do not depend on the machine.
 """
 
 from __future__ import annotations

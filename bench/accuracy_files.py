@@ -1,4 +1,4 @@
-"""Files for docs/accuracy.md: published configs, quantized checkpoints and GGUF headers, with what is true of each."""
+"""Files for docs/accuracy.md: published configs, quantized checkpoints and GGUF headers, with their true values."""
 
 from __future__ import annotations
 

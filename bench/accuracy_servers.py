@@ -1,4 +1,4 @@
-"""Servers for docs/accuracy.md: start-up logs and runs, against kvscope's accounts and rivals'."""
+"""Servers for docs/accuracy.md: start-up logs and runs, compared with kvscope's and other predictions."""
 
 from __future__ import annotations
 

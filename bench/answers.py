@@ -1,11 +1,11 @@
-"""Record what kvscope answers, and compare two records: the proof that a change of structure changes no answer.
+"""Record the answers of kvscope and compare two records, to prove that a refactoring changes no answer.
 
     python bench/answers.py record before.json [--configs DIR]
     python bench/answers.py compare before.json after.json [--words]
 
 A record holds the exit code and the JSON of `memory`, `intensity` and `solve` for every catalog model (and every
-config.json of DIR) under several policies, TPs and formats, and the text of every command's help. `compare` lists
-what differs in numbers; with --words also where only sentences do. It exits with 1 when a number differs.
+config.json of DIR) under several policies, TP degrees and formats, and the text of every command's help. `compare`
+lists the numbers that differ; with --words also the sentences that differ. The exit code is 1 if a number differs.
 """
 
 from __future__ import annotations

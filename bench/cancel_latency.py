@@ -1,9 +1,9 @@
-"""Time from a Cancel to the event that ends the request, through the client, in every kind of long work.
+"""Time from a Cancel to the event that ends the request, through the client, in every kind of long task.
 
     python bench/cancel_latency.py MODEL [--prompt-tokens 2000] [--repeats 9] [--dtype auto] [--tp 1]
 
-A request runs for a while (another one each time, up to --within seconds after it has got there), then it is
-cancelled. The client is polled every 2 ms. Medians and maxima in milliseconds, the goal being 200.
+Each request runs for a different time (up to --within seconds after it has reached the task), then it is cancelled.
+The client is polled every 2 ms. Prints medians and maxima in milliseconds; the goal is 200 ms.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Parameters of a published config, counted apart from calc: the class of transformers, built on the meta device."""
+"""Count the parameters of a published config without calc: build the transformers class on the meta device."""
 
 from __future__ import annotations
 

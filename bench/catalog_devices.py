@@ -1,8 +1,8 @@
 """Records of assets/devices.json: devices.csv of the data folder and the tables beside this file.
 
-devices_more.csv has the same columns. mac_memory.csv: one chip of Apple per row and every memory size that Macs with
-it are sold with; the size in devices.csv keeps the chip's plain name. devices_reported.json: the memory that PyTorch
-was seen to report.
+devices_more.csv has the same columns. mac_memory.csv: one Apple chip per row with every memory size of Macs that
+have it; the size in devices.csv keeps the plain name of the chip. devices_reported.json: the memory that PyTorch
+reported on real devices.
 """
 
 from __future__ import annotations

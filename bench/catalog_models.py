@@ -1,13 +1,13 @@
 """Records of assets/models.json from the tables beside this file.
 
-catalog_models.csv: one model per row. `from` says where its config is:
+catalog_models.csv: one model per row. `from` gives the source of its config:
 
     data            a file of DATA_FOLDER/configs, named in `config`, with its origin in configs_sources.csv
-    aiconfigurator  a file of that repository, named in `config`; `@` and a commit where it is no longer there
+    aiconfigurator  a file of that repository, named in `config`; `@` and a commit if it was removed since
     written         catalog_configs.json, with its origin in `source`
 
-catalog_changes.json: keys of a config that differ from that file (null: left out), and why, which joins the source.
-`total`: the parameters where transformers has no class to count them with, and in `counted` who counted.
+catalog_changes.json: keys of a config that differ from that file (null: left out), and the reason, which is added to
+the source. `total`: the parameters if transformers has no class to count them with; `counted`: who counted them.
 """
 
 from __future__ import annotations

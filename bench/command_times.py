@@ -1,9 +1,9 @@
-"""How long each command of kvscope takes on this machine: whole processes, start to end, as the table of the README.
+"""The time of each kvscope command on this machine, for whole processes from start to end: the table of the README.
 
     .venv/bin/python bench/command_times.py [--rounds 3]
 
-Prints a Markdown table of medians, with the processor and the load of the machine: a busy one takes longer. Commands
-that measure run once, because they take their medians themselves.
+Prints a Markdown table of medians, with the processor and the load of the machine (a busy machine takes longer).
+Commands that measure run once, because they compute medians themselves.
 """
 
 from __future__ import annotations

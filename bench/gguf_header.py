@@ -1,4 +1,4 @@
-"""How long the header of a GGUF file with a large vocabulary takes to read.
+"""The time to read the header of a GGUF file with a large vocabulary.
 
     python bench/gguf_header.py [--words 128000]
 

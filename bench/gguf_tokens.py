@@ -2,9 +2,9 @@
 
     python bench/gguf_tokens.py FILE.gguf .. [--texts 500] [--llama-python PYTHON]
 
-Files of vocabularies alone will do: llama.cpp's sources have some (models/ggml-vocab-*.gguf). The texts are drawn from
-letters of many scripts, digits, marks, spaces and special tokens, the same ones for every file. For each file it prints
-how many texts come out otherwise, and the shortest of them; exit code 1 where there are any.
+Files with only a vocabulary are enough: llama.cpp's sources have some (models/ggml-vocab-*.gguf). The random texts
+consist of letters of many scripts, digits, marks, spaces and special tokens, the same for every file. For each file it
+prints how many texts give different ids, and the shortest of them; exit code 1 if there are any.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python bench/key_latency.py [--rate 5000] [--blocks 6] [--keys 20] [--size 120x35]
 
 The app runs in a pseudo-terminal with a fake engine that streams tokens at `rate`. Letters are typed into the
-prompt; each is looked for in what the app writes. Idle and streaming blocks alternate, so that what else the
-machine does falls on both alike. Prints medians, 95th percentiles and how many tokens per second arrived.
+prompt, and each is searched for in the app's output. Idle and streaming blocks alternate, so that other load on the
+machine affects both equally. Prints medians, 95th percentiles and how many tokens per second arrived.
 """
 
 from __future__ import annotations

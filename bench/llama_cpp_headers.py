@@ -1,10 +1,10 @@
-"""What llama.cpp itself allocates for the headers of tests/calc/sources/llama_cpp_headers.json.
+"""The memory that llama.cpp itself allocates for the headers of tests/calc/sources/llama_cpp_headers.json.
 
     python bench/llama_cpp_headers.py --llama-python PYTHON [ARCHITECTURE …]
 
-PYTHON has the package xllamacpp (its wheel exports llama.cpp's C functions). Each line of the JSON is written as a file
-whose data is a hole, and loaded in a process of its own without allocating (``no_alloc``): llama.cpp aborts on some
-shapes after it has printed its caches. Printed are the architectures whose caches or states are not those of the JSON.
+PYTHON has the package xllamacpp (its wheel exports llama.cpp's C functions). Each line of the JSON is written as a
+sparse file without data, and loaded in a separate process without allocating (``no_alloc``): llama.cpp aborts on some
+shapes after it has printed its caches. Prints the architectures whose caches or states differ from the JSON.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""llama.cpp in a process and an environment of its own (bench/llama_worker.py), asked in JSON lines."""
+"""Runs llama.cpp in a separate process and environment (bench/llama_worker.py) and talks to it in JSON lines."""
 
 import json
 import subprocess

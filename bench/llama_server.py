@@ -1,6 +1,6 @@
 """A llama.cpp server on 127.0.0.1 for bench/simulate_server.py: prints its address, serves until stdin ends.
 
-Runs in an environment of its own, with xllamacpp and nothing of this project.
+Runs in a separate environment, with xllamacpp and without this project.
 """
 
 import sys

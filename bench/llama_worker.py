@@ -1,6 +1,6 @@
 """llama.cpp for bench/engine_speed.py, gguf_architectures.py and gguf_tokens.py: requests and answers as JSON lines.
 
-Runs in an environment of its own, with llama-cpp-python and nothing of this project.
+Runs in a separate environment, with llama-cpp-python and without this project.
 """
 
 import ctypes

@@ -1,11 +1,11 @@
-"""Time and memory of loading a model and reading a prompt, in a process of its own, against what is predicted.
+"""Time and memory of loading a model and reading a prompt, in a separate process, compared with the prediction.
 
     python bench/load_memory.py MODEL [--dtype auto] [--prompt-tokens 128]
     python bench/load_memory.py --synthetic Q8_0 [--size-mb 1000] [--dtype int8]
 
-Memory is resident memory above that of the process with torch imported: after loading, and the highest of all. The
-prediction is the weights as they are held and the cache. What a model of a few kilobytes takes in the same way is the
-engine's and torch's own (their code as it is touched, tables, threads): it is measured too and told apart.
+Memory is resident memory above that of the process with torch imported: after loading, and at the peak. The
+prediction is the weights in their formats plus the cache. The overhead of the engine and torch (code pages, tables,
+threads) is measured with a model of a few kilobytes and reported separately.
 ``--synthetic`` writes random weights to a temporary folder first: a GGUF format, or "safetensors".
 """
 

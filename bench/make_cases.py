@@ -1,10 +1,11 @@
-"""Make assets/cases.json: evaluation cases of the bundled model from a float64 computation of its own.
+"""Make assets/cases.json: evaluation cases of the bundled model from an independent float64 computation.
 
     python bench/make_cases.py            # writes assets/cases.json
     python bench/make_cases.py --check    # also compares with transformers in float64 (needs torch, transformers)
 
-Plain numpy from the stored bytes: no torch, no kvscope. Only ``expected_logits_no_cache`` is given (the two other
-kinds of the format have the same values by definition) and only the last position's row, to keep the file small.
+Plain numpy from the stored bytes: no torch, no kvscope. To keep the file small it has only
+``expected_logits_no_cache`` (the two other kinds of the format have the same values by definition), and of those only
+the row of the last position.
 """
 
 import argparse

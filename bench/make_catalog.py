@@ -3,10 +3,10 @@
     python bench/make_catalog.py DATA_FOLDER AICONFIGURATOR
 
 DATA_FOLDER has configs/, oracle.csv and devices.csv. AICONFIGURATOR is a clone (with or without a work tree) of
-github.com/ai-dynamo/aiconfigurator with its history. What is in which table: catalog_models.py and catalog_devices.py.
+github.com/ai-dynamo/aiconfigurator with its history. For the tables, see catalog_models.py and catalog_devices.py.
 
 The parameter counts do not come from calc: they are those of oracle.csv (the transformers class built on the meta
-device), or are counted in the same way (catalog_counts.py). A model that calc counts otherwise is printed.
+device), or are counted in the same way (catalog_counts.py). Models for which calc counts differently are printed.
 """
 
 from __future__ import annotations

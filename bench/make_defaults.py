@@ -1,10 +1,10 @@
-"""Write assets/class_defaults.json: what transformers' config classes take for the keys that a config leaves out.
+"""Write assets/class_defaults.json: the defaults of transformers' config classes for keys that a config leaves out.
 
     python bench/make_defaults.py
 
 transformers writes the inner config of a multimodal model without the keys that have their default value, so that
-these keys are part of what a published config means. Kept: numbers, flags and names of the decoder classes, for the
-keys that calc.hf reads.
+these keys are part of what a published config means. The file has the numbers, flags and names of the decoder
+classes, for the keys that calc.hf reads.
 """
 
 from __future__ import annotations

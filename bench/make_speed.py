@@ -1,8 +1,8 @@
-"""Writes assets/speed.json: what operators reach, by device family, from fits to operator microbenchmarks.
+"""Writes assets/speed.json: the achieved rates of operators by device family, from fits to microbenchmarks.
 
 The tables have one fit per device, engine and version: ``op_gemm.csv`` (products) and ``op_other.csv`` (attention,
 experts, all-reduce), made from aiconfigurator's measurements. A constant is the median over a family's rows. Fits
-that took longer than SLOW_US for an empty product are an engine's missing kernel and are left out.
+with more than SLOW_US for an empty product mean that the engine lacks a kernel, and are left out.
 
     python bench/make_speed.py ../shared/data
 """

@@ -1,15 +1,14 @@
-"""Predicted beside measured: decode steps and prompts of the loaded model, for formats, threads, compiled and not.
+"""Predictions compared with measurements: decode steps and prompts of a model, by format, threads and compilation.
 
     python bench/predictions.py [--models bundled,smollm2,1b] [--dtypes float32,bfloat16,int8,int4] [--threads 1,2]
                                 [--compile on,off] [--rounds 3] [--quick]
 
 Every round times the model's own operators (`engine.measure.own_timer`) and then every step and prompt that is
-predicted. With one thread the seconds are those that the thread had a core, for predictions and for what is measured
-alike, so that other processes do not count; with more they are those on the wall, and the fastest fifth of the runs is
-compared. A row that is further off than the goal (15 % for steps, 20 % for prompts) says why. The last lines are the
-share of rows within the goal.
+predicted. With one thread, predictions and measurements both use CPU time, so that other processes do not count; with
+more threads they use wall time, and the fastest fifth of the runs is compared. A row that misses the goal (15 % for
+steps, 20 % for prompts) states the reason. The last lines are the share of rows within the goal.
 
-smollm2 is SmolLM2-135M, which the tests fetch; 1b has the sizes of Llama-3.2-1B, and random numbers as weights.
+smollm2 is SmolLM2-135M, which the tests fetch; 1b has the sizes of Llama-3.2-1B, and random weights.
 """
 
 from __future__ import annotations

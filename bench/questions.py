@@ -1,10 +1,10 @@
-"""Public questions of people who size or run inference, answered by kvscope commands and held against what is right.
+"""Public questions of people who size or run inference, answered by kvscope commands and compared with the truth.
 
     python bench/questions.py [--write FOLDER] [Q01 …]
 
-questions.json has them in our words: where they were asked, the commands, and of each command's JSON what is right. A
-number is right to the digits that stand there, between `right` and `to`, or within 5 % where the source says `about`.
-A name in braces is a config.json of `configs`, which --write leaves in FOLDER; `cause` says why an answer is wrong.
+questions.json has them in our words: where they were asked, the commands, and the right values in each command's JSON.
+A number must agree to the given digits, be between `right` and `to`, or within 5 % if the source says `about`. A name
+in braces is a config.json of `configs`, which --write writes to FOLDER; `cause` says why an answer is wrong.
 """
 
 from __future__ import annotations

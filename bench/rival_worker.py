@@ -1,9 +1,10 @@
-"""Asks one rival many questions, in the rival's own interpreter: JSON in, JSON out. Used by bench/rivals.py.
+"""Asks one calculator many questions, in its own interpreter: JSON in, JSON out. Used by bench/rivals.py.
 
     RIVAL_PYTHON bench/rival_worker.py NAME < questions.json > answers.json
 
-A question is {"kind", "path", …}; its answer a pair, None for what the rival does not say. Commands are called through
-their entry points, so that a hundred questions do not start a hundred interpreters. Nothing here needs the network.
+A question is {"kind", "path", …}; its answer is a pair, with None for values that the calculator does not
+give. Commands are called through their entry points, so that a hundred questions do not start a hundred interpreters.
+Nothing here needs the network.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Calculators from PyPI, asked offline for what each of them can say: docs/accuracy.md names their commands."""
+"""Calculators from PyPI, asked offline for the values that each can give; docs/accuracy.md lists their commands."""
 
 from __future__ import annotations
 

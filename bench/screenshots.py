@@ -1,4 +1,4 @@
-"""Pictures of the app for the documents: one SVG a pane, made by the app itself.
+"""Pictures of the app for the documents: one SVG per pane, rendered by the app itself.
 
 .venv/bin/python bench/screenshots.py [FOLDER]      (docs/ by default)
 """

@@ -1,6 +1,6 @@
 """Shapes of the models in the server logs, as facts of their published configs, built without reading any file.
 
-Used by bench/accuracy.py and the tests of calc.servers where no config.json of the model is at hand.
+Used by bench/accuracy.py and the tests of calc.servers if no config.json of the model is available.
 """
 
 from __future__ import annotations

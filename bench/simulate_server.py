@@ -1,14 +1,14 @@
-"""A real server under a Poisson load, and the simulation of it with the step times that were measured on it.
+"""A real server under a Poisson load, and its simulation with the step times measured on that server.
 
     python bench/simulate_server.py PYTHON MODEL.gguf [--slots 4] [--requests 40] [--rates 0.25,0.5] [--threads 1]
 
 PYTHON has xllamacpp (pip install xllamacpp). llama.cpp's server runs on 127.0.0.1 for a few minutes. It batches as
-vLLM does: every slot that generates adds a token to each step, prompts fill the rest of it (``--batch-size`` 2,048).
+vLLM does: every generating slot adds a token to each step, prompts fill the rest of the step (``--batch-size`` 2,048).
 It has slots instead of blocks: nothing is preempted, and a request waits for a slot, not for memory.
 
-Other work on the machine comes and goes, so the simulation of a load takes the means of the steps of that same load: of
-those in which so many sequences make a token, and of those that end with the first token of a prompt. What it has to
-find out is how requests wait and what they see.
+Other work on the machine varies, so the simulation of a load uses the mean step times of that same load: by the number
+of sequences that generate, and for steps that end with the first token of a prompt. The simulation then has to predict
+how long requests wait and which latencies they see.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Decoding with and without drafted tokens, in turns: tokens per second, and what was accepted.
+"""Decoding with and without speculation, interleaved: tokens per second, and acceptance.
 
     python bench/speculation.py MODEL [--draft MODEL] [--drafted 7] [--dtype auto] [--rounds 3] [--threads 1] [--json]
 
-MODEL: a GGUF file, or a folder. Texts: code that goes on as it began, a text to be repeated word for word, and one that
-repeats nothing. Each round generates every text without drafts, with those that are looked up and, with --draft, with
-those of a model; other tokens in any arm are an error. Seconds are those from the first token to the last; on one
-thread those that it has a core, so that other processes count little. The medians of the rounds' ratios are printed.
+MODEL: a GGUF file or a folder. Texts: repetitive code, a text to be repeated word for word, and one without repetition.
+Each round generates every text without drafts, with prompt lookup and, with --draft, with a draft model; different
+tokens in any of these are an error. Times are from the first token to the last; with one thread they are CPU times, so
+that other processes count little. Prints the medians of the ratios per round.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What bench/engine_speed.py needs, made once in the user's cache folder: the model, its float32 form, llama.cpp."""
+"""Prepares inputs of bench/engine_speed.py once in the user's cache folder: the model, its float32 form, llama.cpp."""
 
 import os
 import subprocess

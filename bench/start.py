@@ -1,10 +1,10 @@
-"""How long kvscope takes to answer and to appear: cold processes, interleaved with a bare interpreter.
+"""The time until kvscope answers or shows its first screen: cold processes, interleaved with a bare interpreter.
 
     .venv/bin/python bench/start.py [--rounds 15]
 
-Prints medians in milliseconds, and what each costs above the bare interpreter of the same round. The first screen
+Prints medians in milliseconds, and the extra time over the bare interpreter of the same round. The first screen
 is timed in a pseudo-terminal of 120x40, from the start of the process to the moment the largest batch is drawn.
-Byte code is cached as it is for an installed package, whatever PYTHONDONTWRITEBYTECODE says.
+Byte code is cached as for an installed package, regardless of PYTHONDONTWRITEBYTECODE.
 """
 
 from __future__ import annotations

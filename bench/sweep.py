@@ -1,9 +1,9 @@
-"""How many points per second a sweep works out, and how many rows per second it writes.
+"""How many points per second a sweep computes, and how many rows per second it writes.
 
     .venv/bin/python bench/sweep.py [--rounds 5]
 
 Four sweeps: one large block, a windowed model, many small blocks (every TP, format and device), and one whose numbers
-leave 64 bits. Evaluated means every column of every point; written means as CSV or JSON text to a file. Prints
+exceed 64 bits. Evaluated means every column of every point; written means as CSV or JSON text to a file. Prints
 medians in millions per second, and checks a sample of points against memory_report.
 """
 

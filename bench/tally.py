@@ -1,4 +1,4 @@
-"""How answers are counted against what is true, and Markdown tables of the counts."""
+"""Counts of right and wrong answers, and Markdown tables of the counts."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Calculators from PyPI against the same public runs as kvscope's estimates: the table of docs/estimates.md.
+"""Calculators from PyPI compared with the public runs used for kvscope's estimates: the table of docs/estimates.md.
 
     python bench/time_rivals.py ROWS PYTHON [--configs ../shared/data/configs] [--most 60]
 
 PYTHON has aiconfigurator, genz-llm, llm-analysis, ridgepoint and servcalc; they run offline and with their defaults.
-Each is asked what it can say: dense models in 16 bits on NVIDIA for a static batch, or a closed loop. `--most` rows
-are drawn for each with a fixed seed, fewer for aiconfigurator, which takes seconds for one.
+Each is asked what it supports: dense models in 16 bits on NVIDIA for a static batch, or a closed loop. `--most` rows
+are drawn for each with a fixed seed, fewer for aiconfigurator, which takes seconds per row.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     RIVAL_PYTHON bench/time_worker.py NAME < questions.json > answers.json
 
 A question is a public run: model, device, batch, lengths, how the devices share the model, and what was measured
-("latency_s" of a static batch, "tpot_ms" of a closed loop). An answer is seconds, None for what the tool does not say.
+("latency_s" of a static batch, "tpot_ms" of a closed loop). An answer is in seconds, or None if the tool gives none.
 Options are left at their defaults. Nothing here needs the network.
 """
 

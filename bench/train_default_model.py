@@ -4,8 +4,8 @@
     python bench/train_default_model.py report --work WORK               # losses, samples, sizes of the export
 
 Needs torch, transformers, tokenizers, safetensors; pip and apt-get for the text (see default_corpus.py).
-The schedule follows the clock (``--minutes``), so the run ends on time on a busy machine; how many steps and
-tokens that was is written beside the weights. Weights are stored in bfloat16; ``report`` judges those.
+The schedule follows the clock (``--minutes``), so the run ends on time on a busy machine; the number of
+steps and tokens is written beside the weights. Weights are stored in bfloat16; ``report`` judges those.
 """
 
 import argparse
