@@ -37,7 +37,7 @@ def unsupported(decoder: Decoder) -> str | None:
     if config.activation == "xielu":
         return "layers with weights in their activation (xIELU) run one by one"
     if config.qk_norm_late:
-        return "layers that normalise queries and keys after rotation run one by one"
+        return "layers that normalize queries and keys after rotation run one by one"
     return None
 
 

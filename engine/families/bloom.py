@@ -1,4 +1,4 @@
-"""BLOOM: ALiBi positions, normalised embeddings, q, k and v fused head by head in one matrix."""
+"""BLOOM: ALiBi positions, normalized embeddings, q, k and v fused head by head in one matrix."""
 
 from typing import Any
 

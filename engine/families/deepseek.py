@@ -101,7 +101,7 @@ def _v2_experts(raw: Keys) -> dict[str, Any]:
     if method not in ("greedy", "group_limited_greedy") or scoring != "softmax" or raw.flag("norm_topk_prob", False):
         raise UnsupportedArchitecture(
             f"config.json: experts chosen by {method} of {scoring} (norm_topk_prob {raw.get('norm_topk_prob')}); "
-            "greedy or group_limited_greedy of softmax, not normalised, is supported"
+            "greedy or group_limited_greedy of softmax, not normalized, is supported"
         )
     inner = raw.count("moe_intermediate_size", 1407)
     grouped = method == "group_limited_greedy"
@@ -148,7 +148,7 @@ def _in_order(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
 
 
 def _by_sigmoid(file: GGUFFile) -> bool:
-    """Whether experts use sigmoid scores; like llama.cpp, recognises GLM-4.7-Flash files without this key by size."""
+    """Whether experts use sigmoid scores; like llama.cpp, recognizes GLM-4.7-Flash files without this key by size."""
     stated, embedding = file.get("expert_gating_func"), file.tensors.get("token_embd.weight")
     flash = n_layers(file) in (47, 48) and embedding is not None and embedding.shape[0] == 154_880
     return stated == _SIGMOID or (flash and not stated)

@@ -36,7 +36,7 @@ def _kinds(raw: Keys) -> list[str]:
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
-    """llama.cpp recognises the 32B by its number of layers; only the 32B has a window."""
+    """llama.cpp recognizes the 32B by its number of layers; only the 32B has a window."""
     if file.get("block_count") != _LAYERS_OF_32B:
         return {"sliding_window": None}
     window = file.get("attention.sliding_window") or 4096

@@ -62,7 +62,7 @@ class Family:
 
     ``config`` raises ConfigError and UnsupportedArchitecture. ``tensors`` puts a checkpoint's tensors under the names
     of `engine.model.shapes.parameter_shapes`, as views where possible, and keeps unknown names; None: the
-    names are these already. ``quantization``: the quant_methods that ``tensors`` dequantises.
+    names are these already. ``quantization``: the quant_methods that ``tensors`` dequantizes.
     """
 
     config: Callable[[Keys], ModelConfig]

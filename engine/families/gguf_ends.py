@@ -1,4 +1,4 @@
-"""Tokens that llama.cpp recognises by their text, regardless of the GGUF file's metadata (llama-vocab.cpp)."""
+"""Tokens that llama.cpp recognizes by their text, regardless of the GGUF file's metadata (llama-vocab.cpp)."""
 
 from collections.abc import Collection
 

@@ -66,7 +66,7 @@ FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.
 
 
 def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
-    """Split the experts (stored in one tensor, inputs first, gate and up interleaved); MXFP4 is dequantised."""
+    """Split the experts (stored in one tensor, inputs first, gate and up interleaved); MXFP4 is dequantized."""
     out: dict[str, Stored] = {}
     for name, stored in tensors.items():
         match = _EXPERTS.fullmatch(name)

@@ -1,4 +1,4 @@
-"""Hunyuan V1: a Llama that normalises queries and keys per head after the rotation; also with experts."""
+"""Hunyuan V1: a Llama that normalizes queries and keys per head after the rotation; also with experts."""
 
 from collections.abc import Mapping
 from typing import Any

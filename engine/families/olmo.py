@@ -1,4 +1,4 @@
-"""OLMo 1: norms without weights. OLMoE: experts; queries and keys normalised over all heads. OLMo 2 and 3: the same
+"""OLMo 1: norms without weights. OLMoE: experts; queries and keys normalized over all heads. OLMo 2 and 3: the same
 query and key norms, and layer norms only after attention and MLP."""
 
 from typing import Any

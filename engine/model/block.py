@@ -46,7 +46,7 @@ class ScaledBlock(Block):
 
 
 class SandwichBlock(Block):
-    """Gemma 2 and 3: pre-norm, and the outputs of attention and MLP are also normalised before the residual sum."""
+    """Gemma 2 and 3: pre-norm, and the outputs of attention and MLP are also normalized before the residual sum."""
 
     mlp_norm_name = "pre_feedforward_layernorm"
 
@@ -65,7 +65,7 @@ class SandwichBlock(Block):
 
 
 class PostBlock:
-    """OLMo 2 and EXAONE 4: only the outputs of attention and MLP are normalised (post-norm)."""
+    """OLMo 2 and EXAONE 4: only the outputs of attention and MLP are normalized (post-norm)."""
 
     def __init__(
         self, config: ModelConfig, weights: Weights, layer: int, *, kind: int = 0, linear: LinearMaker = Linear.of

@@ -48,7 +48,7 @@ class _Counted:
         raise NotImplementedError
 
     def _empty(self, shape: tuple[int, ...], *, n_tokens: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Uninitialised memory for ``n_tokens`` tokens. Raises OutOfMemory."""
+        """Uninitialized memory for ``n_tokens`` tokens. Raises OutOfMemory."""
         dtype = dtype or self._dtype
         try:
             return torch.empty(shape, dtype=dtype, device=self._device)
@@ -275,7 +275,7 @@ class LatentCache(_Counted):
 class Int8Cache(_Counted):
     """Keys and values in 8 bits with one float32 scale per head and token: max |x| maps to 127.
 
-    The attention layers get them dequantised to ``dtype``, which saves memory but no time; a compiled step reads the
+    The attention layers get them dequantized to ``dtype``, which saves memory but no time; a compiled step reads the
     8-bit values directly.
     """
 
@@ -286,7 +286,7 @@ class Int8Cache(_Counted):
         self.stores = [Store(*layer) for layer in zip(self.storage, self.scales, strict=True)]
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
-        """new (2, B, K, T, h) is quantised; the results are the stored values, dequantised."""
+        """new (2, B, K, T, h) is quantised; the results are the stored values, dequantized."""
         n_new = new.size(3)
         values, scales = quantize_int8(new)
         kept, steps = self.storage[layer], self.scales[layer]

@@ -241,15 +241,15 @@ class ModelConfig:
     declares. ``norm_offset`` is added to every stored RMSNorm weight. ``norm_bias``: LayerNorms have a bias.
     ``positions`` "alibi": scores fall linearly with distance, by a slope per head (arXiv 2108.12409) times
     ``alibi_scale``.
-    ``norm_weights`` False: norms have no weights. ``embed_norm``: embeddings are normalised too. ``block``: whether the
-    inputs of attention and MLP are normalised, their outputs, or both ("sandwich"); "parallel": both read the same
+    ``norm_weights`` False: norms have no weights. ``embed_norm``: embeddings are normalized too. ``block``: whether the
+    inputs of attention and MLP are normalized, their outputs, or both ("sandwich"); "parallel": both read the same
     input, through one or two ``parallel_norms``.
-    ``qk_norm_kind``: queries and keys are normalised per head with one weight shared by all heads, per head with
+    ``qk_norm_kind``: queries and keys are normalized per head with one weight shared by all heads, per head with
     separate weights ("each", the kind of ``norm``), or over all heads together; ``qk_norm_late``: after the rotation.
     ``residual_scale`` multiplies the outputs of attention and MLP.
     ``attention_gate``: a sigmoid gates the attention output. ``sinks``: a learned score per head joins each softmax
     and takes weight without adding a value (gpt-oss). ``swiglu_limit``: gate and up are clamped to it, the gate goes
-    through x sigmoid(1.702 x), and 1 is added to up (gpt-oss). ``sub_norms``: attention and MLP normalise the input of
+    through x sigmoid(1.702 x), and 1 is added to up (gpt-oss). ``sub_norms``: attention and MLP normalize the input of
     their last projection; ``byte_inputs``: inputs of the linear layers of a block are rounded to 8 bits (BitNet).
     ``recurrent``: replaces attention in the layers that ``recurrent_layers`` marks. Raises ConfigError.
     """
@@ -344,7 +344,7 @@ class ModelConfig:
 
     @property
     def post_norms(self) -> bool:
-        """Whether the outputs of attention and MLP are normalised before the residual sum."""
+        """Whether the outputs of attention and MLP are normalized before the residual sum."""
         return self.block in ("sandwich", "post")
 
     @property

@@ -1,6 +1,6 @@
 """Multi-head latent attention (DeepSeek-V2): heads attend to one small vector per token instead of to K and V.
 
-Each token stores c (rank values, normalised) and a rotated key of rope_dim values, shared by all heads.
+Each token stores c (rank values, normalized) and a rotated key of rope_dim values, shared by all heads.
 A head's key would be [W_k c, rotated] and its value W_v c. Both matrices are absorbed into the other side: the query
 is multiplied by W_k once and the weighted sum of c by W_v once, so that keys and values are never computed
 ("absorbed", arXiv 2405.04434 section 2.1.2). This is exact, and the cache keeps rank + rope_dim values per token.

@@ -1,4 +1,4 @@
-"""Weights that come from no file: the shapes of a model, uninitialised or random."""
+"""Weights that come from no file: the shapes of a model, uninitialized or random."""
 
 import math
 
@@ -12,7 +12,7 @@ from engine.model.shapes import parameter_shapes
 def empty_weights(
     config: ModelConfig, *, dtype: torch.dtype = torch.float32, device: str = "meta"
 ) -> dict[str, Tensor]:
-    """Uninitialised weights; on the meta device (the default) they take no memory."""
+    """Uninitialized weights; on the meta device (the default) they take no memory."""
     return {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in parameter_shapes(config).items()}
 
 

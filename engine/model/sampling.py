@@ -129,7 +129,7 @@ def _keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def _keep_top_p(probabilities: Tensor, p: float) -> Tensor:
-    """Keep the likeliest tokens until their sum reaches p (at least one); renormalised."""
+    """Keep the likeliest tokens until their sum reaches p (at least one); renormalized."""
     ordered, tokens = probabilities.sort(stable=True, dim=-1, descending=True)
     before = ordered.cumsum(-1) - ordered
     ordered = ordered.masked_fill(before >= p, 0)
@@ -138,7 +138,7 @@ def _keep_top_p(probabilities: Tensor, p: float) -> Tensor:
 
 
 def _keep_min_p(probabilities: Tensor, p: float) -> Tensor:
-    """Keep tokens at least p times as likely as the likeliest; renormalised."""
+    """Keep tokens at least p times as likely as the likeliest; renormalized."""
     kept = probabilities.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), 0)
     return kept / kept.sum(-1, keepdim=True)
 

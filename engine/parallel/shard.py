@@ -29,12 +29,12 @@ def check_tp(config: ModelConfig, tp: int) -> None:
         raise OptionError("tp", f"tp is {tp}; from 1 to {MAX_RANKS} ranks can be started")
     if tp > 1 and config.qk_norm and config.qk_norm_kind != "head":
         raise OptionError(
-            "tp", "queries and keys are normalised over several heads, which ranks do not share; use tp 1"
+            "tp", "queries and keys are normalized over several heads, which ranks do not share; use tp 1"
         )
     if tp > 1 and config.positions == "alibi":
         raise OptionError("tp", "the ALiBi slopes depend on all heads, which ranks do not share; use tp 1")
     if tp > 1 and config.sub_norms:
-        raise OptionError("tp", "results are normalised over all heads, which ranks do not share; use tp 1")
+        raise OptionError("tp", "results are normalized over all heads, which ranks do not share; use tp 1")
     if config.n_heads % tp:
         raise OptionError("tp", f"{config.n_heads} query heads are not divisible by {tp}; {_legal(config)}")
     kv = config.n_kv_heads

@@ -58,13 +58,13 @@ class Packed:
 
 
 class Unpack(Protocol):
-    """Dequantises rows ``start`` to ``stop`` of one packed matrix: see `unpack`."""
+    """Dequantizes rows ``start`` to ``stop`` of one packed matrix: see `unpack`."""
 
     def __call__(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor: ...
 
 
 class Product(Protocol):
-    """Multiplies by a packed layer without dequantising it in memory."""
+    """Multiplies by a packed layer without dequantizing it in memory."""
 
     def takes(self, x: Tensor) -> bool: ...
 
@@ -72,7 +72,7 @@ class Product(Protocol):
 
 
 class GroupedLinear:
-    """y = x W^T + b with W in packed formats, dequantised to the dtype of x for each product.
+    """y = x W^T + b with W in packed formats, dequantized to the dtype of x for each product.
 
     ``parts``: matrices whose outputs are concatenated, each in its own format. `engine.compiled` reads the packed form
     directly, in its decode step and in ``product`` for the rows of a prompt. It also provides a faster ``unpack`` per
@@ -95,7 +95,7 @@ class GroupedLinear:
         return self.parts[0].cols
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """The dequantised matrix (outputs, inputs)."""
+        """The dequantized matrix (outputs, inputs)."""
         return torch.cat([unpack(dtype).clone() for unpack in self.unpack])
 
     def bias(self) -> Tensor | None:
@@ -192,7 +192,7 @@ class FormatMaker:
 
 
 class PackedTable:
-    """An embedding table in any format; only the rows looked up are dequantised."""
+    """An embedding table in any format; only the rows looked up are dequantized."""
 
     device = torch.device("cpu")
 
@@ -365,7 +365,7 @@ def fill(
 
 
 def unpack(packed: Packed, dtype: torch.dtype = torch.float32, start: int = 0, stop: int | None = None) -> Tensor:
-    """The dequantised matrix (rows, cols), or its rows ``start`` to ``stop``."""
+    """The dequantized matrix (rows, cols), or its rows ``start`` to ``stop``."""
     stop = packed.rows if stop is None else min(stop, packed.rows)
     if packed.scales is None:
         return packed.values[start:stop].to(dtype)

@@ -1,7 +1,7 @@
-"""GGUF files: header, metadata, and tensors that are dequantised one at a time, as the decoder takes them.
+"""GGUF files: header, metadata, and tensors that are dequantized one at a time, as the decoder takes them.
 
 This module reads the header with bounds, much faster than a general reader for vocabularies of 100,000 texts. The
-`gguf` package dequantises blocks that no format of the engine can hold.
+`gguf` package dequantizes blocks that no format of the engine can hold.
 Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -220,7 +220,7 @@ class _Source:
 
 
 def _dequantized(data: Tensor, shape: tuple[int, ...], kind: int) -> Tensor:
-    """Dequantise blocks to float32 in pieces: numpy's temporaries are several times as large as the result."""
+    """Dequantize blocks to float32 in pieces: numpy's temporaries are several times as large as the result."""
     import numpy as np
     from gguf import quants
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -249,7 +249,7 @@ def _element_bytes(kind: int) -> float | None:
 
 
 def _n_bytes(kind: int, shape: tuple[int, ...], name: str) -> int:
-    """Bytes of a tensor. Raises CheckpointError for a type that cannot be dequantised."""
+    """Bytes of a tensor. Raises CheckpointError for a type that cannot be dequantized."""
     if kind in _PLAIN:
         return math.prod(shape) * _PLAIN[kind].itemsize
     if kind in GROUPED and shape[-1] % GROUPED[kind].weights == 0:

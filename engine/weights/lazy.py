@@ -26,7 +26,7 @@ _SAFETENSORS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredGroups:
-    """Rows of a matrix whose blocks fit one of the engine's formats: ``part`` reads them without dequantising."""
+    """Rows of a matrix whose blocks fit one of the engine's formats: ``part`` reads them without dequantizing."""
 
     kind: PanelForm
     part: Callable[[int, int], Groups]
@@ -47,7 +47,7 @@ class StoredTensor:
     """A tensor still in its file: ``load()`` reads it. ``dtype``: as stored, float32 for quantised blocks.
 
     ``copied``: `load` returns memory of its own; otherwise it returns the mapped file itself. ``part`` reads a slice
-    of the first dimension, ``groups`` reads blocks without dequantising; each is None if that is not possible.
+    of the first dimension, ``groups`` reads blocks without dequantizing; each is None if that is not possible.
     ``element_bytes``: bytes per element in the file, if that is not the size of the dtype.
     """
 

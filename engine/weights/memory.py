@@ -27,7 +27,7 @@ class WeightMemory:
         self._rest = torch.empty(0, dtype=torch.uint8)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor on the CPU."""
+        """An uninitialized tensor on the CPU."""
         n_bytes = prod(shape) * dtype.itemsize
         if n_bytes > len(self._rest):
             self._rest = _block(max(n_bytes, _BLOCK))

@@ -1,4 +1,4 @@
-"""Quantised checkpoints, dequantised on loading: fp8 and int8 with scales, AWQ, GPTQ, packed integers, NF4.
+"""Quantised checkpoints, dequantized on loading: fp8 and int8 with scales, AWQ, GPTQ, packed integers, NF4.
 
 Layouts as the libraries that write them define them: AutoAWQ's packing_utils, GPTQModel's qlinear, compressed-tensors'
 pack_quantized, bitsandbytes' QuantState, and DeepSeek's block scales.
@@ -19,7 +19,7 @@ from engine.weights.lazy import Stored, StoredTensor, loaded
 from engine.weights.ternary import ternary
 
 METHODS = ("fp8", "awq", "gptq", "compressed-tensors", "bitsandbytes", "bitnet")
-"""Values of quant_method that this module dequantises."""
+"""Values of quant_method that this module dequantizes."""
 _NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 _WORD = 32  # bits of an integer that holds several weights
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # the order of the eight numbers in a word that AutoAWQ's kernels expect
@@ -141,7 +141,7 @@ def _group_bits(quantization: Keys) -> int:
 
 
 def _of_words(stem: str, parts: Mapping[str, Stored], quantization: Keys | None) -> StoredTensor:
-    """Dequantise packed words: AWQ packs outputs, GPTQ inputs; the shapes tell which."""
+    """Dequantize packed words: AWQ packs outputs, GPTQ inputs; the shapes tell which."""
     words, scales = parts["qweight"], parts.get("scales")
     if scales is None or "qzeros" not in parts:
         raise CheckpointError(f"{stem} has a qweight without scales and qzeros")

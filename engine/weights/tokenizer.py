@@ -1,4 +1,4 @@
-"""A thin wrapper over ``tokenizers``, with incremental detokenisation for streams."""
+"""A thin wrapper over ``tokenizers``, with incremental detokenization for streams."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

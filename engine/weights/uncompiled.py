@@ -1,4 +1,4 @@
-"""Prepare weights when there is no compiled step: reorder them for oneDNN, or dequantise them once."""
+"""Prepare weights when there is no compiled step: reorder them for oneDNN, or dequantize them once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +25,9 @@ def prepack(decoder: Decoder) -> int:
 
 
 def widen_packed(decoder: Decoder) -> str:
-    """Dequantise packed matrices to the decoder's dtype once, if memory allows; returns a note, "" if there is none.
+    """Dequantize packed matrices to the decoder's dtype once, if memory allows; returns a note, "" if there is none.
 
-    Used when nothing is compiled: to dequantise a matrix per token takes torch 30 times as long as to read it.
+    Used when nothing is compiled: to dequantize a matrix per token takes torch 30 times as long as to read it.
     """
     owners = [(owner, name) for owner, name, layer in _attributes(decoder) if isinstance(layer, GroupedLinear)]
     layers = [layer for layer in linear_layers(decoder) if isinstance(layer, GroupedLinear)]
