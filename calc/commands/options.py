@@ -275,7 +275,9 @@ def study_from(args: argparse.Namespace, *, servers: bool = False) -> Study:
     """The study that the options describe; `servers` if the command accepts server policies. Raises CalcError."""
     server = args.policy in SERVERS
     if server and not servers:
-        raise SpecError("policy", f"--policy {args.policy} works with the commands memory, solve and sweep only")
+        raise SpecError(
+            "policy", f"--policy {args.policy} works with the app and the commands memory, solve and sweep only"
+        )
     model = model_from(args)
     return Study(
         model=model,

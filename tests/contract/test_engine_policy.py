@@ -157,7 +157,7 @@ def test_refused(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> 
 def test_the_whole_study_is_not_a_servers() -> None:
     """Rather than counting it as something else: there the server's options would not be taken either."""
     args = study_parser("kvscope").parse_args(["--policy", "vllm"])
-    with pytest.raises(SpecError, match="--policy vllm works with the commands memory, solve and sweep"):
+    with pytest.raises(SpecError, match="--policy vllm works with the app and the commands memory, solve and sweep"):
         study_from(args)
 
 

@@ -18,7 +18,6 @@ from textual.widget import MountError
 from textual.widgets import Input
 
 from calc.errors import CalcError
-from calc.model.study import Study
 from tui.app.actions import Actions
 from tui.app.leaving import leave, on_signals
 from tui.app.panes import PANE_KEYS, PANES, later_panes
@@ -28,7 +27,7 @@ from tui.app.settings import Remembered, Settings
 from tui.app.themes import THEMES
 from tui.app.type_ahead import TypeAhead
 from tui.charts import Marker
-from tui.form.state import Analysis, AppState, analyse, default_state, initial_state
+from tui.form.state import Analysis, AppState, analyse, default_state
 from tui.panes.base import Pane, StateEdited
 from tui.panes.spec import SpecPane
 from tui.widgets.form import FormChecked
@@ -426,9 +425,9 @@ OVER_PANES = frozenset(
 """Actions that are disabled while a list or the help covers the panes."""
 
 
-def run_app(study: Study | None = None) -> int:
-    """Open the app on `study`, or as it was last closed; returns the exit code."""
-    app = KvscopeApp(initial_state(study) if study is not None else None)
+def run_app(state: AppState | None = None) -> int:
+    """Open the app on `state`, or as it was last closed; returns the exit code."""
+    app = KvscopeApp(state)
     app.owns_process = True
     app.run()
     return app.return_code or 0

@@ -82,15 +82,17 @@ def default_state() -> AppState:
     return AppState(study=Study(model=find_model(DEFAULT_MODEL), device=manual_device(80 * GB)))
 
 
-def initial_state(study: Study) -> AppState:
+def initial_state(study: Study, policy: str = "") -> AppState:
     """The state that shows `study`, with its model's d in the intensity pane.
 
-    If it has a single tensor-parallel degree, times and loads also use that degree.
+    If it has a single tensor-parallel degree, times and loads also use that degree. `policy` may name a server.
     """
     state = AppState(study=study, attention_head_dim=study.model.head_dim)
-    if len(study.tps) > 1:
-        return state
-    (tp,) = study.tps
+    tp = study.tps[0] if len(study.tps) == 1 else 1
+    if policy and policy not in set(map(str, Policy)):
+        state = with_policy(state, policy)
+        assert state.server is not None
+        state = with_server(state, replace(state.server, tp=tp))
     return replace(state, serving=replace(state.serving, tp=tp), load=replace(state.load, tp=tp))
 
 

@@ -15,7 +15,7 @@ from calc.commands.output import guarded, print_all_the_same, say
 from tui import __version__
 
 if TYPE_CHECKING:
-    from calc.model.study import Study
+    from tui.form.state import AppState
 
 PROG = "kvscope"
 ENGINE_COMMAND = "tui.headless.engine:run_engine_command"
@@ -94,20 +94,22 @@ def _run_named(name: str, known: Mapping[str, tuple[str, str]], words: Sequence[
 
 def _run_app(words: Sequence[str]) -> int:
     """The full-screen app with the study that the options describe (without options: as it was last closed)."""
-    study = _study(words) if words else None
+    state = _state(words) if words else None
     if reason := _no_screen():
         say(f"{PROG}: {reason}, so the app cannot start; without it: {PROG} --no-tui, or {PROG} memory (see --help)")
         return 2
     gc.disable()  # nothing made for the first screen is garbage; `EngineLink.attach` turns collection on again
     from tui.app.app import run_app
 
-    return run_app(study)
+    return run_app(state)
 
 
-def _study(words: Sequence[str]) -> Study:
+def _state(words: Sequence[str]) -> AppState:
     from calc.commands.options import study_from, study_parser
+    from tui.form.state import initial_state
 
-    return study_from(study_parser(PROG).parse_args(words))
+    args = study_parser(PROG).parse_args(words)
+    return initial_state(study_from(args, servers=True), args.policy)
 
 
 def _no_screen() -> str | None:

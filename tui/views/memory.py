@@ -49,6 +49,12 @@ def _line_width(rows: Sequence[Sequence[str]], gap: str) -> int:
     return sum(widths) + len(gap) * (len(widths) - 1)
 
 
+def _shortened(name: str) -> str:
+    """A quantity without what it says in brackets; of the largest batch, these name the devices."""
+    first, bracket, rest = name.partition(" (")
+    return f"Max batch ({rest}" if bracket and first.startswith("Max batch") else first
+
+
 def answer_grid(report: MemoryReport, width: int) -> Text:
     """The assignment's table in `width` cells: quantity, value, the same in binary units.
 
@@ -56,7 +62,7 @@ def answer_grid(report: MemoryReport, width: int) -> Text:
     its quantity only if the two do not fit on one line.
     """
     rows = [(name, value, also or note) for name, value, also, note in asked_table(report).rows]
-    short = [(name.partition(" (")[0], *rest) for name, *rest in rows]
+    short = [(_shortened(name), *rest) for name, *rest in rows]
     lean = [row[:2] for row in short]
     last = "bold" if of_study(report).fits else "bold red"
     looks = [last if name.startswith("Max batch") else "" for name, *_ in rows]

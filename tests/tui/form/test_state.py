@@ -10,6 +10,8 @@ import pytest
 from calc.errors import SpecError
 from calc.intensity import study as module
 from calc.intensity.study import IntensityQuery, IntensityReport, intensity_report
+from calc.model.study import Policy, Study
+from calc.sources.catalog import find_device, find_model
 from tui.form.state import analyse, default_state, initial_state, intensity_query
 
 
@@ -43,3 +45,13 @@ def test_one_degree_that_was_asked_for_is_also_estimated() -> None:
     state = initial_state(replace(study, tps=(4,)))
     assert (state.serving.tp, state.load.tp) == (4, 4)
     assert initial_state(replace(study, tps=(1, 2, 4))).serving == default_state().serving
+
+
+def test_the_app_starts_under_a_server_at_the_degree_that_is_asked_for() -> None:
+    study = Study(model=find_model("llama-3.1-70b"), device=find_device("h100-sxm"), tps=(4,), policy=Policy.REPLICATED)
+    state = initial_state(study, "sglang")
+    assert (state.policy, state.serving.engine, state.load.tp) == ("sglang", "sglang", 4)
+    assert state.server is not None
+    assert state.server.tp == 4
+    plain = initial_state(study, "replicated")
+    assert (plain.policy, plain.server) == ("replicated", None)

@@ -77,3 +77,9 @@ def test_the_rows_of_both_rules_stand_in_their_columns() -> None:
     assert lines[-1].split() == [
         "16", "1.00", "GB", "67.11", "MB", f"{equal:,}", "1.04", "GB", "134.22", "MB", f"{whole:,}",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [30, 44, 60])
+def test_the_devices_of_the_largest_batch_are_said_in_every_width(width: int) -> None:
+    report = memory_report(Study(model=find_model("llama-3-8b"), device=find_device("h100-sxm"), tps=(4,)))
+    assert "(TP 4)" in answer_grid(report, width).plain
