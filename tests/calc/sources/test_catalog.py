@@ -168,6 +168,7 @@ def test_totals_of_the_files_of_gemma_4():
     assert e4b - e2b == (2560 - 1536) * (768 + 1536)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [(), ("--policy", "vllm", "--device", "h200-sxm")], ids=["equal-split", "vllm"])
 def test_memory_answers_every_name_or_refuses_in_a_sentence(policy, capsys):
     for key in models():

@@ -47,6 +47,7 @@ def test_switched_off() -> None:
     assert decoder.decode_step is None
 
 
+@pytest.mark.slow
 def test_failed_build_is_said_and_survived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KVSCOPE_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", shutil.which("false") or "false")

@@ -93,6 +93,7 @@ async def test_a_click_on_a_tab_shows_its_pane() -> None:
         assert "5,637,144,576" in text(app)
 
 
+@pytest.mark.slow
 async def test_the_key_bar_shows_what_works_now_and_can_be_clicked() -> None:
     async with running() as (app, pilot):
         assert lines(app)[-1].strip().startswith("F1 help  F2–F8,F12 panes")
@@ -217,6 +218,7 @@ async def test_every_command_of_the_palette_has_words() -> None:
 # --- copy -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_command_line_is_copied() -> None:
     async with running() as (app, pilot):
         await type_into(pilot, "#field-context", "32k")
@@ -267,6 +269,7 @@ async def export_to(app: KvscopeApp, pilot: Pilot[None], path: str) -> None:
     await pilot.pause()
 
 
+@pytest.mark.slow
 async def test_a_pane_is_exported_and_an_old_file_only_on_a_second_enter(tmp_path: Path) -> None:
     target = tmp_path / "answer.md"
     async with running() as (app, pilot):
@@ -573,6 +576,7 @@ async def test_a_pane_asked_for_before_it_is_there_is_shown_when_it_comes() -> N
         assert app.query_one(Tabs).active == "load"
 
 
+@pytest.mark.slow
 async def test_a_click_on_a_title_puts_the_focus_into_the_pane() -> None:
     async with running() as (app, pilot):
         await pilot.click(TabLine, offset=(app.query_one(TabLine).starts()[PANES.index("Generate")] + 2, 0))

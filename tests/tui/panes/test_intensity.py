@@ -34,6 +34,7 @@ def shown_table(pane: IntensityPane, name: str) -> Table:
     return shown
 
 
+@pytest.mark.slow
 async def test_arrows_double_and_halve_what_is_chosen() -> None:
     async with (the_app := app()).run_test(size=(120, 40)) as pilot:
         await open_pane(pilot, "f4", IntensityPane)

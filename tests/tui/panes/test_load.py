@@ -72,6 +72,7 @@ def rates(pane: LoadPane) -> CalcTable:
     return pane.query_one("#load-rates", CalcTable)
 
 
+@pytest.mark.slow
 async def test_rates_are_simulated_and_the_slider_goes_through_them() -> None:
     """The rate at which p99 breaks is chosen by itself; ← and → choose another, and everything shown is of that one."""
     async with app_on().run_test(size=(120, 40)) as pilot:

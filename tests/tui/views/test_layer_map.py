@@ -136,6 +136,7 @@ def test_the_answer_has_active_parameters_and_the_state_where_there_are_any() ->
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 async def test_the_memory_pane_shows_the_map_and_its_legend(size: tuple[int, int]) -> None:
     app = app_on(hybrid())
