@@ -3,6 +3,7 @@
 Changes of values by llama.cpp's conversion are undone, as each family's `GGUFForm` specifies.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -64,6 +65,8 @@ def _with_attention_factor(config: ModelConfig, file: GGUFFile) -> ModelConfig:
     factor, scaling = file.get("rope.scaling.attn_factor"), config.rope_scaling
     if not isinstance(factor, float) or factor in (0.0, 1.0) or file.architecture == "phi3":  # Phi-3 has its own key
         return config
+    if not 0 < factor < math.inf:
+        raise CheckpointError(f"{file.path}: rope.scaling.attn_factor is {factor}; expected a number above 0")
     if isinstance(scaling, YarnRopeScaling | LongRopeScaling):
         return replace(config, rope_scaling=replace(scaling, magnitude=scaling.magnitude * factor))
     turned = config.rotary_dim or config.head_dim
@@ -83,6 +86,8 @@ def _with_rope_factors(config: ModelConfig, file: GGUFFile) -> ModelConfig:
     stretch = tuple(factors.stored().load().double().tolist())
     if len(stretch) != config.head_dim // 2:
         raise CheckpointError(f"{file.path}: rope_freqs has {len(stretch)} entries; expected {config.head_dim // 2}")
+    if not all(0 < factor < math.inf for factor in stretch):
+        raise CheckpointError(f"{file.path}: rope_freqs holds a factor that is not a number above 0")
     scaling = LongRopeScaling(short_factors=stretch, long_factors=stretch, original_max_positions=config.max_positions)
     return replace(config, rope_scaling=scaling)
 

@@ -473,6 +473,15 @@ def test_layers_behind_the_last_are_left_out(tmp_path: Path) -> None:
     assert "left out, because the model has no use for them: model.layers.2." in loaded.notes[0]
 
 
+@pytest.mark.parametrize("bad", [math.nan, 0.0, -1.0])
+def test_rotary_factors_that_are_no_numbers_above_zero_are_refused(bad: float, tmp_path: Path) -> None:
+    config, name = small(), "rope_freqs.weight"
+    factors = torch.tensor([1.0, bad, 1.0, 1.0])
+    path = write_gguf(tmp_path / "m.gguf", config, random_weights(config) | {name: factors}, renames={name: name})
+    with pytest.raises(CheckpointError, match="rope_freqs holds a factor that is not a number above 0"):
+        load_checkpoint(path)
+
+
 def test_llama_3_factors_of_a_file_turn_as_its_config_would(tmp_path: Path) -> None:
     """The conversion writes one factor for each pair; a decoder with them has its compiled step."""
     scaling = Llama3RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=32)

@@ -47,6 +47,12 @@ def test_the_attention_factor_multiplies_cos_and_sin(factor: float | None, tmp_p
     torch.testing.assert_close(logits(model.decoder), logits(expected))
 
 
+@pytest.mark.parametrize("factor", [math.nan, math.inf, -1e30])
+def test_an_attention_factor_that_is_no_number_above_zero_is_refused(factor: float, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"rope\.scaling\.attn_factor is .*; expected a number above 0"):
+        load(tmp_path, {"llama.rope.scaling.attn_factor": factor})
+
+
 def test_yarns_own_factor_is_multiplied_too(tmp_path: Path) -> None:
     """llama.cpp reads the betas in a few architectures, none of which is here: elsewhere it keeps 32 and 1."""
     yarn = {"type": "yarn", "factor": 8.0, "original_context_length": 64, "attn_factor": 0.5, "yarn_beta_fast": 8.0}
