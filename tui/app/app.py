@@ -173,6 +173,8 @@ class KvscopeApp(Actions):
         if self.owns_process:
             on_signals(self.end)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
+        # The shell has drawn over the screen; Textual paints it again only if its size has changed.
+        self.app_resume_signal.subscribe(self, lambda _: self.screen.refresh(layout=True))
         self._show_everywhere()
         self._focus_first("spec")
 

@@ -60,7 +60,8 @@ def test_suspended_for_the_shell_and_back(env: dict[str, str]) -> None:
         assert GIVEN_BACK[0] in term.written
         term.screen.reset()
         term.signal(signal.SIGCONT)
-        term.until_shown("MAX BATCH")
+        for words in ("MAX BATCH", "Roofline", "Total parameters"):  # all of it, not only what has changed
+            term.until_shown(words)
         term.send(b"\x11")
         assert term.ended() == 0
 
