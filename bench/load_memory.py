@@ -11,6 +11,7 @@ threads) is measured with a model of a few kilobytes and reported separately.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, its tests included: they write model files
+from engine.__main__ import wait_briefly
 from engine.compiled.attach import attach
+from engine.model.cache import Cache
+from engine.model.decoder import Decoder
 from engine.model.made_weights import random_weights
 from engine.weights.checkpoint import load_checkpoint
 
@@ -32,20 +36,24 @@ TINY = {"hidden_size": 32, "intermediate_size": 64, "n_heads": 4, "n_kv_heads": 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Bytes above those of the process with torch imported, and seconds of loading."""
+    """Bytes above those of the process with torch imported, and seconds of loading and of the first two prompts."""
 
     load_s: float
     loaded: int
     peak: int
     weights: int
     cache: int
+    first_prompt_s: float
+    next_prompt_s: float
 
     def sentence(self, fixed: int) -> str:
         predicted = self.weights + self.cache
         return (
             f"loaded in {self.load_s:.2f} s, {self.loaded / 1e6:.0f} MB then; highest {self.peak / 1e6:.0f} MB: "
             f"{self.peak / predicted:.2f} of weights + cache ({predicted / 1e6:.0f} MB), "
-            f"{(self.peak - fixed) / predicted:.2f} without the {fixed / 1e6:.0f} MB that any model takes"
+            f"{(self.peak - fixed) / predicted:.2f} without the {fixed / 1e6:.0f} MB that any model takes; "
+            f"first prompt {self.first_prompt_s * 1e3:.0f} ms, "
+            f"{self.first_prompt_s / self.next_prompt_s:.2f} times the next"
         )
 
 
@@ -61,15 +69,26 @@ def take(model: Path, dtype: str, prompt_tokens: int) -> Taken:
     loaded = load_checkpoint(model, dtype=dtype)
     load_s, after = time.perf_counter() - start, memory_bytes("VmRSS")
     attach(loaded.decoder, "auto").wait()
-    cache = loaded.decoder.new_cache(2 * prompt_tokens)
-    loaded.decoder.forward(torch.ones(1, prompt_tokens, dtype=torch.int64), cache, last_only=True)
-    return Taken(load_s, after - before, memory_bytes("VmHWM") - before, loaded.weight_bytes, cache.nbytes)
+    first_s, cache = read_prompt(loaded.decoder, prompt_tokens)
+    peak = memory_bytes("VmHWM") - before
+    next_s, _ = read_prompt(loaded.decoder, prompt_tokens)
+    return Taken(load_s, after - before, peak, loaded.weight_bytes, cache.nbytes, first_s, next_s)
+
+
+def read_prompt(decoder: Decoder, n_tokens: int) -> tuple[float, Cache]:
+    """Seconds of a prompt, and the cache that holds it."""
+    cache = decoder.new_cache(2 * n_tokens)
+    start = time.perf_counter()
+    decoder.forward(torch.ones(1, n_tokens, dtype=torch.int64), cache, last_only=True)
+    return time.perf_counter() - start, cache
 
 
 def take_apart(model: Path, dtype: str, prompt_tokens: int) -> Taken:
     """The same in a new process."""
     command = [sys.executable, __file__, str(model), "--dtype", dtype, "--prompt-tokens", str(prompt_tokens), "--json"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    environment = dict(os.environ)
+    wait_briefly(environment)  # as the engine's own process does
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return Taken(**json.loads(done.stdout))
 
 

@@ -16,7 +16,7 @@ def layered_notes(report: MemoryReport) -> list[str]:
 
 
 def kind_notes(report: MemoryReport) -> list[str]:
-    """What the layers are, and which parameters a token uses. True no matter how the cache is counted."""
+    """What the layers are, and which parameters each token uses. True no matter how the cache is counted."""
     return [_kinds_note(report), *([_active_note(report)] if report.parameters.idle else [])]
 
 

@@ -272,6 +272,19 @@ def test_the_decoder_of_a_gemma_that_sees(tmp_path: Path) -> None:
     torch.testing.assert_close(load_checkpoint(tmp_path).decoder.forward(ids), expected, rtol=0, atol=1e-4)
 
 
+def check_the_decoder(make: Any, config: Any, left_out: str, folder: Path) -> None:
+    """The text section of a saved model of text and images gives its logits; the weights left out are named."""
+    torch.manual_seed(1)
+    theirs = make(config).eval()
+    theirs.save_pretrained(folder)
+    ids = torch.arange(3, 15)[None]
+    with torch.inference_mode():
+        expected = theirs(input_ids=ids, use_cache=False).logits
+    loaded = load_checkpoint(folder)
+    torch.testing.assert_close(loaded.decoder.forward(ids), expected, rtol=0, atol=1e-4)
+    assert left_out in " ".join(loaded.notes)
+
+
 @pytest.mark.parametrize("kind", ["mistral", "ministral3"])
 def test_the_decoder_of_a_mistral_that_sees(kind: str, tmp_path: Path) -> None:
     """Mistral Small 3.1 and later: the text section and its weights, the rest named as left out."""
@@ -279,30 +292,14 @@ def test_the_decoder_of_a_mistral_that_sees(kind: str, tmp_path: Path) -> None:
     vision |= {"image_size": 16, "patch_size": 8, "model_type": "pixtral", "head_dim": 8}
     text = SIZES | {"model_type": kind, "head_dim": 6, "sliding_window": None}
     config = transformers.Mistral3Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
-    torch.manual_seed(1)
-    theirs = transformers.Mistral3ForConditionalGeneration(config).eval()
-    theirs.save_pretrained(tmp_path)
-    ids = torch.arange(3, 15)[None]
-    with torch.inference_mode():
-        expected = theirs(input_ids=ids, use_cache=False).logits
-    loaded = load_checkpoint(tmp_path)
-    torch.testing.assert_close(loaded.decoder.forward(ids), expected, rtol=0, atol=1e-4)
-    assert "multi_modal_projector" in " ".join(loaded.notes)
+    check_the_decoder(transformers.Mistral3ForConditionalGeneration, config, "multi_modal_projector", tmp_path)
 
 
 def test_the_decoder_of_a_qwen_that_sees(tmp_path: Path) -> None:
     """Qwen3.5 as it is published: the text section and its weights, the rest named as left out."""
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
     config = transformers.Qwen3_5Config(text_config=SIZES | DELTA, vision_config=vision, tie_word_embeddings=False)
-    torch.manual_seed(1)
-    theirs = transformers.Qwen3_5ForConditionalGeneration(config).eval()
-    theirs.save_pretrained(tmp_path)
-    ids = torch.arange(3, 15)[None]
-    with torch.inference_mode():
-        expected = theirs(input_ids=ids, use_cache=False).logits
-    loaded = load_checkpoint(tmp_path)
-    torch.testing.assert_close(loaded.decoder.forward(ids), expected, rtol=0, atol=1e-4)
-    assert "visual" in " ".join(loaded.notes)
+    check_the_decoder(transformers.Qwen3_5ForConditionalGeneration, config, "visual", tmp_path)
 
 
 @pytest.mark.parametrize("name", ROPES)
